@@ -1,0 +1,3 @@
+"""Merge checkpoints exactly, and know what the merge cost."""
+
+__version__ = "0.1.0"
