@@ -1,0 +1,1 @@
+"""Tests of mergekit_cl.training."""
