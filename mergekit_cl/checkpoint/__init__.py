@@ -1,0 +1,10 @@
+"""Opening checkpoints: `open_checkpoint(path)` gives a `Checkpoint` of `TensorInfo`s.
+
+places.py finds the files, header.py reads safetensors layouts, mapped.py and pickled.py hand out
+elements, checkpoint.py joins them.
+"""
+
+from mergekit_cl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.checkpoint.header import TensorInfo
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]

@@ -1,0 +1,72 @@
+"""Bytes of one file as torch tensors, without copying them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergekit_cl.checkpoint.header import TensorInfo
+
+
+class MappedFile:
+    """A private read mapping of a file; views stay valid until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: mmap.mmap | None = None
+
+    def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of a tensor, flat, in its stored dtype.
+
+        A view of the file where the offset is aligned for the dtype, else a copy.
+        """
+        import torch
+
+        dtype = torch_dtype(tensor.dtype)
+        count = stop - start
+        if count <= 0:
+            return torch.empty(0, dtype=dtype)
+        size = itemsize(tensor.dtype)
+        offset = tensor.offset + start * size
+        mapped = self._mapping()
+        if offset % size:
+            return torch.frombuffer(bytearray(mapped[offset : offset + count * size]), dtype=dtype)
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
+
+    def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Tell the system that these elements are not needed again soon."""
+        size = itemsize(tensor.dtype)
+        page = mmap.PAGESIZE
+        # Whole pages inside the range only: a page at either edge may be in use by a neighbour.
+        begin = -(-(tensor.offset + start * size) // page) * page
+        end = (tensor.offset + stop * size) // page * page
+        if self._map is not None and end > begin:
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def close(self) -> None:
+        """Drop the mapping; it goes when the last view of it does."""
+        self._map = None
+
+    def _mapping(self) -> mmap.mmap:
+        if self._map is None:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                raise InputError(
+                    "a weight file cannot be read", detail=f"{self.path}: {error.strerror}"
+                ) from error
+            try:
+                # ACCESS_COPY: torch warns about read-only buffers; nothing here writes to it.
+                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+                self._map.madvise(mmap.MADV_SEQUENTIAL)
+            finally:
+                os.close(descriptor)
+        return self._map

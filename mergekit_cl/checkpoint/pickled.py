@@ -1,0 +1,131 @@
+"""Weights in torch's own format (`.bin`, `.pt`, `.pth`), by the weights-only loader alone."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_cl.checkpoint.dtypes import safetensors_dtype
+from mergekit_cl.checkpoint.header import TensorInfo
+from mergekit_cl.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Where training scripts put the weights inside a checkpoint, most specific first.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+
+
+class PickledFile:
+    """A torch file opened lazily: storages stay in the file until they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors, self.aliases = _describe(_load(path), path)
+
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """One entry per distinct tensor, in file order; offsets are unknown and 0."""
+        return tuple(
+            TensorInfo(name, _dtype(name, tensor, self.path), tuple(tensor.shape), 0)
+            for name, tensor in self.tensors.items()
+        )
+
+    def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop`, flat; a copy where the tensor is not contiguous."""
+        return self.tensors[tensor.name].reshape(-1)[start:stop]
+
+    def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Nothing to give back: torch owns the mapping."""
+
+    def close(self) -> None:
+        """Forget the tensors."""
+        self.tensors = {}
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the first bytes are those of a torch file, zipped (since 1.6) or legacy."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            "the file holds more than weights, and only weights are ever unpickled",
+            detail=f"{path}: {str(error).splitlines()[0]:.120}",
+            hint="save its state dict alone: torch.save(model.state_dict(), ...)",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
+        raise FormatError(
+            "the file is truncated or is no torch checkpoint",
+            detail=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="fetch or save the file again; it was not changed",
+        ) from error
+
+
+def find_state_dict(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dict in a loaded checkpoint: the value itself or under a customary key."""
+    import torch
+
+    seen: list[str] = []
+    while isinstance(value, Mapping):
+        if value and all(isinstance(item, torch.Tensor) for item in value.values()):
+            return value
+        key = next((k for k in CONTAINERS if isinstance(value.get(k), Mapping)), None)
+        if key is None:
+            loose = [str(k) for k, item in value.items() if not isinstance(item, torch.Tensor)]
+            raise InputError(
+                "no state dict is found in the file",
+                detail=f"{path}: below {'.'.join(seen) or 'the top'}: {', '.join(loose[:6])}",
+                hint="save a dict that maps names to tensors and nothing else",
+            )
+        seen.append(key)
+        value = value[key]
+    raise InputError(
+        "the file holds no mapping of names to tensors",
+        detail=f"{path}: {type(value).__name__}",
+        hint="save a state dict: torch.save(model.state_dict(), ...)",
+    )
+
+
+def _describe(value: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Distinct tensors by name, and {other name: canonical name} for those that share memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in find_state_dict(value, path).items():
+        if not isinstance(name, str):
+            raise FormatError("a tensor's name is not text", detail=f"{path}: {name!r}")
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
+def _dtype(name: str, tensor: torch.Tensor, path: Path) -> str:
+    import torch
+
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        raise InputError(
+            "quantised and sparse tensors cannot be read",
+            detail=f"{path}: {name} is {tensor.dtype}, {tensor.layout}",
+            hint="save the model dequantised and dense",
+        )
+    try:
+        return safetensors_dtype(tensor.dtype)
+    except KeyError as error:
+        raise InputError(
+            "a tensor's dtype has no place in a safetensors file",
+            detail=f"{path}: {name} is {tensor.dtype}",
+        ) from error
