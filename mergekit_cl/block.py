@@ -1,0 +1,230 @@
+"""One worker's way through a span: read a block, merge, round, check, measure, hash, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.digest import PIECE_BYTES
+from mergekit_cl.divergence import sums as divergence
+from mergekit_cl.divergence.sums import Sums, block_sums
+from mergekit_cl.errors import MismatchError, NonFiniteError
+from mergekit_cl.merge import kernel as merge
+from mergekit_cl.plan import Operand, Step, is_counter
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 2**17
+"""Elements per block: float32 scratch of this size stays in a core's cache. Divergence sums are
+added per block, so their last digits depend on it."""
+
+Write = Callable[[memoryview, int], None]
+
+
+@dataclass(frozen=True)
+class SpanResult:
+    """32-byte digests of the 16 MiB pieces of output and operands, and sums [block][parent]."""
+
+    pieces: list[bytes]
+    operand_pieces: list[list[bytes]]
+    block_sums: list[list[Sums]]
+    bytes_moved: int
+
+
+class BlockWorker:
+    """Buffers of one thread, made once per shape of step and used for every block."""
+
+    def __init__(self, device: torch.device, report: bool, allow_nonfinite: bool) -> None:
+        self.device = device
+        self.report = report
+        self.allow_nonfinite = allow_nonfinite
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    @staticmethod
+    def buffer_bytes(step: Step) -> int:
+        """Bytes of buffers for a step."""
+        wide = 8 if _compute_dtype(step) == "F64" else 4
+        merging = (len(step.operands) + merge.SCRATCH_BUFFERS) * wide
+        return BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
+
+    def run(self, step: Step, begin: int, end: int, write: Write) -> SpanResult:
+        """Make elements `begin` to `end` of one output tensor.
+
+        write: takes bytes and their offset within the tensor. Raises NonFiniteError naming the
+        operand, and MismatchError for integers that differ.
+        """
+        out_size = itemsize(step.dtype)
+        out_hash = PieceHash(out_size)
+        hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
+        block_sums_found: list[list[Sums]] = []
+        for start in range(begin, max(end, begin + 1), BLOCK):
+            stop = min(start + BLOCK, end)
+            stored = [o.checkpoint.read(o.info.name, start, stop) for o in step.operands]
+            for digest, tensor in zip(hashes, stored, strict=True):
+                digest.update(tensor)
+            if step.kernel is None:
+                out = self._copy(step, stored)
+            else:
+                out, found = self._merge(step, stored)
+                block_sums_found.append(found)
+            out = out.cpu()
+            out_hash.update(out)
+            write(as_bytes(out), start * out_size)
+        moved = (end - begin) * out_size
+        for operand in step.operands:
+            operand.checkpoint.release(operand.info.name, begin, end)
+            moved += (end - begin) * itemsize(operand.info.dtype)
+        return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
+
+    def _merge(
+        self, step: Step, stored: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[Sums]]:
+        import torch
+
+        from mergekit_cl.merge.rounding import round_into
+
+        assert step.kernel is not None
+        count = stored[0].numel()
+        compute = torch_dtype(_compute_dtype(step))
+        wide = [self._widen(f"operand{k}", x, compute) for k, x in enumerate(stored)]
+        scratch = [self._buffer(f"merge{k}", compute, count) for k in range(merge.SCRATCH_BUFFERS)]
+        exact, fallback = step.kernel(wide, scratch)
+        if self.allow_nonfinite:
+            exact = _keep_agreement(exact, [wide[k] for k in step.parents])
+        elif count and not bool(torch.isfinite(exact.sum())):
+            _refuse_nonfinite(step.operands, stored, exact)
+        out = self._buffer("out", torch_dtype(step.dtype), count)
+        round_into(out, exact)
+        if not self.report:
+            return out, []
+        parents = [wide[k] for k in step.parents]
+        fishers = [None if k is None else wide[k] for k in step.fishers]
+        changed = [_changed(out, stored[k], wide[k]) for k in step.parents]
+        buffers = [
+            self._buffer(f"sums{k}", torch.float64, count)
+            for k in range(divergence.SCRATCH_BUFFERS)
+        ]
+        rounded = exact if itemsize(step.dtype) == 2 else None
+        counted = fallback if step.fishers and all(k is not None for k in step.fishers) else None
+        return out, block_sums(out, rounded, parents, fishers, changed, counted, buffers)
+
+    def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        from mergekit_cl.merge.rounding import round_into
+
+        first = stored[0]
+        if not step.operands[0].info.is_float and not is_counter(step.name):
+            for operand, other in zip(step.operands[1:], stored[1:], strict=True):
+                if not torch.equal(first, other):
+                    raise MismatchError(
+                        "an integer tensor differs between the inputs, and has no average",
+                        detail=f"{step.name}: {step.operands[0].checkpoint.path} and "
+                        f"{operand.checkpoint.path}",
+                        hint="merge checkpoints that agree in it",
+                    )
+        dtype = torch_dtype(step.dtype)
+        if first.dtype == dtype:
+            return first
+        out = torch.empty(first.numel(), dtype=dtype)
+        round_into(out, first)
+        return out
+
+    def _widen(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if stored.dtype == dtype and self.device.type == "cpu":
+            return stored
+        wide = self._buffer(name, dtype, stored.numel())
+        wide.copy_(stored)
+        return wide
+
+    def _buffer(self, name: str, dtype: torch.dtype, count: int) -> torch.Tensor:
+        import torch
+
+        key = (name, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(BLOCK, dtype=dtype, device=self.device)
+        return self._buffers[key][:count]
+
+
+class PieceHash:
+    """Digests of consecutive 16 MiB pieces of a tensor, fed block by block."""
+
+    def __init__(self, item_bytes: int) -> None:
+        from blake3 import blake3
+
+        self._new = blake3
+        self._limit = PIECE_BYTES // item_bytes
+        self._hash = blake3()
+        self._filled = 0
+        self._pieces: list[bytes] = []
+
+    def update(self, block: torch.Tensor) -> None:
+        """Add a block; blocks divide pieces evenly, so none crosses a boundary."""
+        self._hash.update(as_bytes(block))
+        self._filled += block.numel()
+        if self._filled == self._limit:
+            self._close()
+
+    def pieces(self) -> list[bytes]:
+        """All digests, the last one of what remained."""
+        if self._filled:
+            self._close()
+        return self._pieces
+
+    def _close(self) -> None:
+        self._pieces.append(self._hash.digest())
+        self._hash = self._new()
+        self._filled = 0
+
+
+def as_bytes(block: torch.Tensor) -> memoryview:
+    """The memory of a flat CPU tensor."""
+    import torch
+
+    return memoryview(block.contiguous().view(torch.uint8).numpy())
+
+
+def _compute_dtype(step: Step) -> str:
+    return "F64" if any(operand.info.dtype == "F64" for operand in step.operands) else "F32"
+
+
+def _changed(out: torch.Tensor, stored: torch.Tensor, wide: torch.Tensor) -> int:
+    import torch
+
+    if out.dtype == stored.dtype:
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[out.element_size()]
+        here = stored.to(out.device).view(bits)
+        return int(torch.ne(out.view(bits), here).count_nonzero())
+    return int(torch.ne(out, wide).count_nonzero())
+
+
+def _keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Equal inputs keep their value even where it is infinite, whose differences are NaN."""
+    import torch
+
+    agree = torch.ones_like(exact, dtype=torch.bool)
+    for other in inputs[1:]:
+        agree &= inputs[0] == other
+    return torch.where(agree, inputs[0], exact)
+
+
+def _refuse_nonfinite(
+    operands: Sequence[Operand], stored: Sequence[torch.Tensor], exact: torch.Tensor
+) -> None:
+    for operand, tensor in zip(operands, stored, strict=True):
+        bad = int((~tensor.isfinite()).count_nonzero())
+        if bad:
+            raise NonFiniteError(
+                "an input holds NaN or Inf",
+                detail=f"{operand.checkpoint.path}: {operand.info.name} ({bad} in one block)",
+                hint="repair it, or give --allow-nonfinite to let them through",
+            )
+    if not bool(exact.isfinite().all()):
+        raise NonFiniteError(
+            "the merge overflows",
+            detail=f"{operands[0].info.name}: finite inputs, but no finite result",
+            hint="use smaller weights, or --allow-nonfinite",
+        )

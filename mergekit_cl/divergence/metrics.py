@@ -1,0 +1,45 @@
+"""From sums to the metrics people read. Undefined is None, never NaN or 0."""
+
+from __future__ import annotations
+
+import math
+
+from mergekit_cl.divergence.sums import Sums
+
+NAMES = (
+    "rel_l2",
+    "cosine",
+    "max_abs",
+    "changed",
+    "survival",
+    "rounding_error",
+    "predicted_kl",
+    "fallback",
+)
+
+
+def metrics(sums: Sums) -> dict[str, float | None]:
+    """Every metric of docs/mathematics.md that these sums define; `predicted_kl` per example."""
+    difference = math.sqrt(sums.difference_square)
+    norms = math.sqrt(sums.parent_square) * math.sqrt(sums.merged_square)
+    inner = (sums.parent_square + sums.merged_square - sums.difference_square) / 2
+    update, survived = sums.update_square, sums.update_survived
+    survival = rounding_error = None
+    if update and survived is not None:
+        survival = survived / update
+        lost = sums.difference_square - 2 * survived + update
+        rounding_error = math.sqrt(max(lost, 0.0) / update)
+    return {
+        "rel_l2": _ratio(difference, math.sqrt(sums.parent_square)),
+        "cosine": None if not norms else max(-1.0, min(1.0, inner / norms)),
+        "max_abs": sums.largest if sums.count else None,
+        "changed": _ratio(sums.changed, sums.count),
+        "survival": survival,
+        "rounding_error": rounding_error,
+        "predicted_kl": None if sums.fisher_square is None else sums.fisher_square / 2,
+        "fallback": None if sums.fallback is None else _ratio(sums.fallback, sums.count),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

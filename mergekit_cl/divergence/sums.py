@@ -1,0 +1,104 @@
+"""Sums over one block from which every divergence metric is made; they add over blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SCRATCH_BUFFERS = 5
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Between merged weights m, their exact value x before rounding, and one parent p.
+
+    None stands for a quantity nobody could compute, and stays None when added.
+    """
+
+    count: int = 0
+    parent_square: float = 0.0  # sum p^2
+    merged_square: float = 0.0  # sum m^2
+    difference_square: float = 0.0  # sum (m - p)^2
+    largest: float = 0.0  # max |m - p|
+    changed: int = 0  # entries whose bits differ
+    update_square: float | None = 0.0  # sum (x - p)^2
+    update_survived: float | None = 0.0  # sum (x - p)(m - p)
+    fisher_square: float | None = 0.0  # sum F_p (m - p)^2
+    fallback: int | None = 0  # entries a Fisher fallback decided
+
+    def __add__(self, other: Sums) -> Sums:
+        values = {}
+        for field in fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "largest":
+                values[field.name] = max(a, b)
+            else:
+                values[field.name] = None if a is None or b is None else a + b
+        return Sums(**values)
+
+
+def total(parts: Sequence[Sums]) -> Sums:
+    """The sum of parts, added in the order given so that it is the same on every run."""
+    result = Sums()
+    for part in parts:
+        result = result + part
+    return result
+
+
+def block_sums(
+    merged: torch.Tensor,
+    exact: torch.Tensor | None,
+    parents: Sequence[torch.Tensor],
+    fishers: Sequence[torch.Tensor | None],
+    changed: Sequence[int],
+    fallback: int | None,
+    scratch: Sequence[torch.Tensor],
+) -> list[Sums]:
+    """Sums of one block against each parent.
+
+    merged, exact, parents, fishers: (n,), any float dtype; exact is None where rounding lost
+    nothing to speak of or the update is not known. scratch: float64 buffers of (n,). Every product
+    is of float64 values: float32 dot products differ between devices by far more than 1e-9.
+    """
+    import torch
+
+    m, p, d, x, f = scratch[:SCRATCH_BUFFERS]
+    m.copy_(merged)
+    merged_square = float(torch.dot(m, m))
+    if exact is not None:
+        x.copy_(exact)
+    found = []
+    for parent, fisher, differing in zip(parents, fishers, changed, strict=True):
+        p.copy_(parent)
+        torch.sub(m, p, out=d)
+        low, high = torch.aminmax(d) if d.numel() else (d.sum(), d.sum())
+        update_square = update_survived = fisher_square = None
+        parent_square = float(torch.dot(p, p))
+        difference_square = float(torch.dot(d, d))
+        if exact is not None:
+            torch.sub(x, p, out=p)
+            update_square = float(torch.dot(p, p))
+            update_survived = float(torch.dot(p, d))
+        if fisher is not None:
+            f.copy_(fisher)
+            f.mul_(d)
+            fisher_square = float(torch.dot(f, d))
+        found.append(
+            Sums(
+                count=m.numel(),
+                parent_square=parent_square,
+                merged_square=merged_square,
+                difference_square=difference_square,
+                largest=max(float(high), -float(low)),
+                changed=differing,
+                update_square=update_square,
+                update_survived=update_survived,
+                fisher_square=fisher_square,
+                fallback=fallback,
+            )
+        )
+    return found

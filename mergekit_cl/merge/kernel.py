@@ -1,0 +1,23 @@
+"""What every merge formula looks like from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Merged(NamedTuple):
+    """One block's result before it is rounded, and how many entries a fallback decided."""
+
+    exact: torch.Tensor
+    fallback: int
+
+
+Kernel = Callable[[Sequence["torch.Tensor"], Sequence["torch.Tensor"]], Merged]
+"""(operands, scratch) -> Merged: all flat, of one length and one dtype, on one device."""
+
+SCRATCH_BUFFERS = 5
+"""Buffers a kernel may use."""

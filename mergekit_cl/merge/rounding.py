@@ -1,0 +1,30 @@
+"""The one rounding at the end of a merge."""
+
+from __future__ import annotations
+
+import torch
+
+
+def round_into(out: torch.Tensor, exact: torch.Tensor) -> None:
+    """Round `exact` to the dtype of `out`, once, to nearest even.
+
+    torch rounds float64 to a 16-bit type through float32, which is wrong next to a tie:
+    1 + 2^-8 + 2^-40 becomes 1.0 in bfloat16. Rounding to odd into float32 first keeps the
+    sticky bit (Boldo and Melquiond 2008), so the second rounding is the only one.
+    """
+    if exact.dtype == torch.float64 and out.dtype in (torch.bfloat16, torch.float16):
+        out.copy_(round_to_odd(exact))
+    else:
+        out.copy_(exact)
+
+
+def round_to_odd(exact: torch.Tensor) -> torch.Tensor:
+    """float64 to float32: exact values stay, others go to the neighbour with an odd last bit."""
+    nearest = exact.to(torch.float32)
+    bits = nearest.view(torch.int32)
+    back = nearest.to(torch.float64)
+    inexact = (back != exact) & exact.isfinite()
+    away = inexact & (back.abs() > exact.abs())
+    # Truncate towards zero (also from an overflow to infinity), then set the last bit.
+    truncated = torch.where(away, bits - 1, bits)
+    return torch.where(inexact, truncated | 1, truncated).view(torch.float32)

@@ -1,0 +1,49 @@
+"""Weight files of exactly the planned size, filled at planned offsets in any order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mergekit_cl.layout import Layout, Shard
+
+
+class ShardFiles:
+    """Open files of a layout, each created at its full size with its header in place."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder = folder
+        self.layout = layout
+        self._open: dict[str, int] = {}
+
+    def create(self, shard: Shard) -> None:
+        """Make the file, reserve its bytes on the disk (OSError when full), write its header."""
+        descriptor = os.open(self.folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._open[shard.file] = descriptor
+        os.posix_fallocate(descriptor, 0, shard.header.file_bytes)
+        write_all(descriptor, shard.header.raw, 0)
+
+    def write(self, file: str, data: memoryview, offset: int) -> None:
+        """Write bytes at an offset; callers never overlap."""
+        write_all(self._open[file], data, offset)
+
+    def finish(self, file: str) -> None:
+        """Force one file to the disk and close it."""
+        descriptor = self._open.pop(file)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def close(self) -> None:
+        """Close what is open without forcing it to the disk."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """`pwrite` until every byte is written."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written

@@ -1,0 +1,140 @@
+"""The temporary place in which one command's output grows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.errors import OutputError
+from mergekit_cl.output.journal import Journal
+from mergekit_cl.output.publish import (
+    finish_interrupted,
+    publish_directory,
+    publish_inside,
+    sync,
+    sync_tree,
+)
+
+MANIFEST = "manifest.json"
+
+
+class Staging:
+    """A locked folder beside the target: `out/` becomes the output, the rest is bookkeeping.
+
+    target: a directory, or a file ending in `.safetensors` whose companions go to `side_folder`.
+    """
+
+    def __init__(self, target: Path, *, side_folder: Path | None = None) -> None:
+        self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
+        self.side_folder = side_folder
+        self.inside = side_folder is None and _cannot_be_renamed(self.target)
+        name = f".{self.target.name}.partial"
+        self.place = (self.target if self.inside else self.target.parent) / name
+        self.out = self.place / "out"
+        self.journal = Journal(self.place / "journal.jsonl")
+        self._lock: int | None = None
+
+    def open(self, identity: dict[str, Any], *, restart: bool = False) -> None:
+        """Take the place for the run `identity` describes, or continue it there.
+
+        Raises OutputError when another process holds it, or another command left it unfinished.
+        """
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        finish_interrupted(self.target)
+        self._take_lock()
+        run = self.place / "run.json"
+        found = _read_json(run)
+        if found not in (None, identity) and not restart:
+            self.close()
+            raise OutputError(
+                "another command was interrupted while writing this output",
+                detail=f"{self.place}: {_difference(found, identity)}",
+                hint="give that command again to finish it, or --restart to discard it",
+            )
+        if found != identity or restart:
+            for entry in self.place.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name != "lock":
+                    entry.unlink()
+            run.write_text(json.dumps(identity))
+            sync(run)
+        self.out.mkdir(exist_ok=True)
+
+    def publish(self) -> None:
+        """Move `out/` to the target in one step and remove the temporary place."""
+        sync_tree(self.out)
+        if self.side_folder is not None:
+            companions = self.out / self.side_folder.name
+            if companions.is_dir():
+                publish_directory(companions, self.side_folder)
+            (self.out / self.target.name).replace(self.target)
+            sync(self.target.parent)
+        elif self.inside:
+            indexes = tuple(entry.name for entry in self.out.glob("*.index.json"))
+            publish_inside(self.out, self.target, (*indexes, "clmerge"))
+        else:
+            publish_directory(self.out, self.target)
+        self.discard()
+
+    def publish_over(self, folder: Path, names: tuple[str, ...]) -> None:
+        """Move single files of `out/` into `folder`, in this order, each by one rename."""
+        sync_tree(self.out)
+        for name in names:
+            (self.out / name).replace(folder / name)
+        sync(folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary place: the run is finished or its input was bad."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Give back the lock and keep what is there."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        while True:
+            self.place.mkdir(exist_ok=True)
+            path = self.place / "lock"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                raise OutputError(
+                    "another process is writing this output",
+                    detail=str(self.target),
+                    hint="wait for it to end, or choose another -o",
+                ) from error
+            # A run that ends removes the file: a lock on a removed file protects nothing.
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                self._lock = descriptor
+                return
+            os.close(descriptor)
+
+
+def _cannot_be_renamed(target: Path) -> bool:
+    if not target.is_dir():
+        return False
+    return os.path.ismount(target) or target.samefile(Path.cwd())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    keys = [key for key in wanted if (found or {}).get(key) != wanted[key]]
+    return f"its {', '.join(keys) or 'options'} differ"
