@@ -1,0 +1,30 @@
+"""What the estimator refuses.
+
+FisherError (a ValueError)
+|-- BatchError       rows, labels or inputs that do not fit each other or the model
+|-- EstimatorError   an estimator that this model or these labels cannot be given to
+|-- StateError       a saved state of another run
+`-- GraphError       the model changed what it computes between two batches
+"""
+
+from __future__ import annotations
+
+
+class FisherError(ValueError):
+    """A Fisher diagonal cannot be computed, or not as asked."""
+
+
+class BatchError(FisherError):
+    """Rows, labels or inputs do not fit each other or the model."""
+
+
+class EstimatorError(FisherError):
+    """The estimator cannot be used with this model or these labels."""
+
+
+class StateError(FisherError):
+    """A saved state belongs to another run."""
+
+
+class GraphError(FisherError):
+    """The model computed something else than it did when it was examined."""

@@ -1,0 +1,130 @@
+"""Which labels the gradient is taken at.
+
+    mc         one label per position, drawn from the model's own softmax
+    empirical  the given labels
+    exact      every class, weighted by its probability
+
+Labels are an input of the estimator: once they are fixed, everything else is arithmetic. All
+functions take logits (..., V) and labels (...); only positions whose label is not `IGNORE` count.
+The softmax is float64, and computed a few positions at a time: that of a whole batch would not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisher.batch import IGNORE, UNKNOWN
+from fisher.errors import EstimatorError
+from fisher.random import uniforms
+
+CLASS_LIMIT = 64
+"""`exact` needs one backward pass per class; above this `mc` is the better bargain."""
+
+_CHUNK = 2**17
+"""Elements of float64 softmax alive at a time: one MiB stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The distribution at some positions.
+
+    where: (R,) indices into the flattened labels. mass: (R, V) float64, proportional to the
+    probabilities. cumulative: (R, V) its running sum. logsumexp: (R,) float64, of the logits.
+    """
+
+    where: Tensor
+    mass: Tensor
+    cumulative: Tensor
+    logsumexp: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """(R, 1) what `mass` sums to."""
+        return self.cumulative[:, -1:]
+
+
+def carrying(labels: Tensor) -> Tensor:
+    """(M,) indices into the flattened labels of the positions that carry a loss, in order."""
+    return (labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
+
+
+def softmaxes(logits: Tensor, labels: Tensor) -> Iterator[Softmax]:
+    """The model's distribution at every position that carries a loss, a chunk at a time."""
+    flat = logits.detach().reshape(-1, logits.shape[-1])
+    rows = max(1, _CHUNK // flat.shape[1])
+    for where in torch.split(carrying(labels), rows):
+        scores = flat[where].double()
+        peak = scores.amax(dim=1, keepdim=True)
+        mass = scores.sub_(peak).exp_()
+        cumulative = mass.cumsum(dim=1)
+        yield Softmax(where, mass, cumulative, (cumulative[:, -1:].log() + peak).squeeze(1))
+
+
+def invert(softmax: Softmax, uniform: Tensor) -> Tensor:
+    """(R, K) classes at which the cumulative distribution passes `uniform` (R, K) in [0, 1).
+
+    A class of no probability is never returned: the target lies below the total, and the first
+    entry above the target is one where the sum grows.
+    """
+    below = torch.nextafter(softmax.total, torch.zeros_like(softmax.total))
+    target = torch.minimum(uniform * softmax.total, below)
+    return torch.searchsorted(softmax.cumulative, target, right=True)
+
+
+def keyed_uniforms(labels: Tensor, row_ids: tuple[str, ...], seed: int, draws: int) -> Tensor:
+    """(M, draws) float64, one line per position that carries a loss.
+
+    A position is counted among its row's loss positions, so neither side nor width of the padding
+    matters.
+    """
+    counts = (labels.reshape(len(row_ids), -1) != IGNORE).sum(dim=1).tolist()
+    lines = [
+        torch.stack(
+            [torch.from_numpy(uniforms(seed, name, draw, count)) for draw in range(draws)], dim=1
+        )
+        for name, count in zip(row_ids, counts, strict=True)
+    ]
+    return torch.cat(lines).to(labels.device)
+
+
+def mc(
+    logits: Tensor, labels: Tensor, row_ids: tuple[str, ...], *, seed: int, draws: int = 1
+) -> list[Tensor]:
+    """`draws` tensors like `labels`: at each loss position a class drawn from softmax(logits)."""
+    uniform = keyed_uniforms(labels, row_ids, seed, draws)
+    drawn = torch.full((draws, labels.numel()), IGNORE, dtype=torch.int64, device=labels.device)
+    done = 0
+    for softmax in softmaxes(logits, labels):
+        count = len(softmax.where)
+        drawn[:, softmax.where] = invert(softmax, uniform[done : done + count]).T
+        done += count
+    return [line.reshape(labels.shape) for line in drawn]
+
+
+def empirical(labels: Tensor) -> Tensor:
+    """The given labels, once they are known to be given."""
+    if bool((labels == UNKNOWN).any()):
+        raise EstimatorError(
+            "the empirical Fisher needs the true label of every position; use mc or exact"
+        )
+    return labels
+
+
+def exact(logits: Tensor, labels: Tensor, *, limit: int = CLASS_LIMIT) -> list[tuple[int, Tensor]]:
+    """Each class of a classifier with its probability in each row: (B,) float64."""
+    classes = logits.shape[-1]
+    if labels.dim() != 1:
+        raise EstimatorError("exact sums over the classes of one label per row; use mc")
+    if classes > limit:
+        raise EstimatorError(
+            f"exact needs one backward pass per class: this model has {classes}, the limit is "
+            f"{limit}; use mc"
+        )
+    probability = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    for softmax in softmaxes(logits, labels):
+        probability[softmax.where] = softmax.mass / softmax.total
+    return [(index, probability[:, index]) for index in range(classes)]
