@@ -215,7 +215,9 @@ def _built(kind: Any, config: Any, seed: int, dtype: torch.dtype) -> Any:
                     parameter.normal_(0.0, 0.2)
                 else:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # not buffers: rotary frequencies stay float32
+    return model.eval()
 
 
 def _saved(model: Any, path: Path, shard_size: str | None) -> Any:

@@ -1,0 +1,81 @@
+"""Parameters that transformers makes of several tensors of a file, or of a part of one.
+
+From version 5 on it stacks the experts of a mixture, fuses gates, splits projections and so on
+while it loads, and undoes it when it saves. What it does is a rearrangement of elements, so
+whatever belongs to elements (a Fisher diagonal) can be rearranged back the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """parameters: those that are taken apart together. stored: {name it gives: file tensor}."""
+
+    parameters: tuple[str, ...]
+    stored: Mapping[str, str]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file tensors these parameters hold."""
+        return tuple(self.stored.values())
+
+    def take_apart(
+        self, tensors: Mapping[str, Tensor], model: nn.Module
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(file tensor, values) of values per parameter."""
+        parts = revert(model, {name: tensors[name] for name in self.parameters})
+        for name, stored in self.stored.items():
+            yield stored, parts[name]
+
+
+def find_fused(
+    model: nn.Module,
+    parameters: Sequence[str],
+    is_stored: Callable[[str, Tensor], str | None],
+) -> tuple[Fused, ...]:
+    """Take the given parameters apart, layer by layer, and keep what is in the file.
+
+    is_stored: the file tensor that a name and values are, or None. Layers of a group are taken
+    together because several parameters may come from one tensor; none spans two layers.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in parameters:
+        layers.setdefault(layer_of(name), []).append(name)
+    found = []
+    for names in layers.values():
+        parts = revert(model, {name: model.get_parameter(name).detach() for name in names})
+        stored = {part: is_stored(part, values) for part, values in parts.items()}
+        known = {part: name for part, name in stored.items() if name is not None}
+        if known:
+            found.append(Fused(tuple(names), known))
+    return tuple(found)
+
+
+def layer_of(name: str) -> str:
+    """The name up to its first number: 'model.layers.3' of 'model.layers.3.mlp.up.weight'."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(parts[: number + 1])
+
+
+def revert(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers would save these parameters as; nothing where it cannot say."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before version 5 nothing is fused
+        return {}
+    reverting: Any = revert_weight_conversion
+    try:
+        parts: dict[str, Tensor] = reverting(model, tensors)
+    # Each conversion fails in its own way on parameters that are not whole; none is needed then.
+    except Exception:
+        return {}
+    return parts
