@@ -11,6 +11,7 @@ import torch
 
 from mergekit_cl.errors import FormatError, InputError, MismatchError
 from mergekit_cl.training.names import tied_groups
+from mergekit_cl.training.quiet import quiet_peft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,8 @@ def apply_adapter(model: Any, folder: Path) -> Any:
     tied_values = {name: model.get_parameter(name).detach().clone() for name in ties}
     wrapped = _wrap(model, folder)
     _check_used(wrapped, _adapter_tensors(folder), folder)
-    merged = wrapped.merge_and_unload()
+    with quiet_peft():
+        merged = wrapped.merge_and_unload()
     after = {name: parameter.shape for name, parameter in merged.named_parameters()}
     if after != before:
         changed = sorted(before.items() ^ after.items())
@@ -76,14 +78,10 @@ def _check_config(folder: Path) -> None:
 
 
 def _wrap(model: Any, folder: Path) -> Any:
-    import warnings
-
     from peft import PeftModel
 
     try:
-        with warnings.catch_warnings():
-            # Missing and tied tensors are looked for below and are errors here.
-            warnings.simplefilter("ignore")
+        with quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
     # Wrong targets, shapes and files raise ValueError, RuntimeError, KeyError and others.
     except Exception as error:

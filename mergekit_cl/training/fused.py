@@ -41,22 +41,35 @@ def find_fused(
     parameters: Sequence[str],
     is_stored: Callable[[str, Tensor], str | None],
 ) -> tuple[Fused, ...]:
-    """Take the given parameters apart, layer by layer, and keep what is in the file.
+    """Take parameters apart, each alone or a layer together, where the file has the parts.
 
-    is_stored: the file tensor that a name and values are, or None. Layers of a group are taken
-    together because several parameters may come from one tensor; none spans two layers.
+    is_stored: the file tensor that a name and values are, or None. Several parameters may come
+    from one tensor (a projection that is split), but no tensor spans two layers.
     """
+    found: list[Fused] = []
     layers: dict[str, list[str]] = {}
     for name in parameters:
-        layers.setdefault(layer_of(name), []).append(name)
-    found = []
-    for names in layers.values():
-        parts = revert(model, {name: model.get_parameter(name).detach() for name in names})
-        stored = {part: is_stored(part, values) for part, values in parts.items()}
-        known = {part: name for part, name in stored.items() if name is not None}
-        if known:
-            found.append(Fused(tuple(names), known))
-    return tuple(found)
+        alone = _group(model, [name], is_stored)
+        if alone is not None:
+            found.append(alone)
+        else:
+            layers.setdefault(layer_of(name), []).append(name)
+    together = (_group(model, names, is_stored) for names in layers.values())
+    return (*found, *(group for group in together if group is not None))
+
+
+def _group(
+    model: nn.Module, names: list[str], is_stored: Callable[[str, Tensor], str | None]
+) -> Fused | None:
+    """These parameters as a group, if the file has every tensor that they come apart into."""
+    parts = revert(model, {name: model.get_parameter(name).detach() for name in names})
+    stored = {}
+    for part, values in parts.items():
+        name = is_stored(part, values)
+        if name is None:
+            return None
+        stored[part] = name
+    return Fused(tuple(names), stored) if stored else None
 
 
 def layer_of(name: str) -> str:

@@ -351,9 +351,12 @@ def test_nothing_is_printed_while_a_model_loads(
     assert capfd.readouterr() == ("", "")
 
 
-def test_part_of_a_fused_group_is_not_taken_apart(tmp_path: Path) -> None:
+def test_a_stack_of_experts_comes_apart_into_one_tensor_per_expert(tmp_path: Path) -> None:
     tiny_mixtral(tmp_path)
     model = built(tmp_path)
-    name = "model.layers.0.mlp.experts.down_proj"
-    assert len(model.files_of(name)) == 13  # four experts of three tensors, and the router
-    assert list(model.by_file({name: model.model.get_parameter(name).detach()})) == []
+    layer = "model.layers.0.block_sparse_moe"
+    assert model.files_of("model.layers.0.mlp.experts.down_proj") == tuple(
+        f"{layer}.experts.{expert}.w2.weight" for expert in range(4)
+    )
+    assert len(model.files_of("model.layers.0.mlp.experts.gate_up_proj")) == 8
+    assert model.files_of("model.layers.0.mlp.gate.weight") == (f"{layer}.gate.weight",)
