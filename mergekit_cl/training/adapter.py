@@ -108,7 +108,7 @@ def _check_used(wrapped: Any, stored: Mapping[str, Tensor], folder: Path) -> Non
 
     loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     # Whole embeddings that an adapter carries become the model's own parameters.
-    inside = {**dict(wrapped.named_parameters()), **loaded}
+    inside = {**dict(wrapped.named_parameters(remove_duplicate=False)), **loaded}
 
     def used(name: str) -> bool:
         values = inside.get(name)

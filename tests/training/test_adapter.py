@@ -21,14 +21,14 @@ def make_adapter(model: Any, folder: Path, *, seed: int = 7, **options: Any) -> 
     """Save a LoRA adapter with random A and B, and return its tensors."""
     from peft import LoraConfig, get_peft_model
 
+    generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft and transformers about each other
         wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, **options))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    wrapped.save_pretrained(folder)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        wrapped.save_pretrained(folder)
     return load_file(folder / "adapter_model.safetensors")
 
 
@@ -132,6 +132,17 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     other = tiny_llama(tmp_path / "other", hidden_size=32)
     make_adapter(other, tmp_path / "adapter", target_modules=["q_proj"])
     assert "does not fit" in refusal(tmp_path / "base", tmp_path / "adapter").message
+
+
+def test_an_adapter_of_a_free_head_that_carries_the_head_is_used_whole(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    head = load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"]
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["lm_head"])
+    path = "base_model.model.lm_head"
+    assert f"{path}.base_layer.weight" in adapter  # peft saves the embeddings it targets
+    delta = adapter[f"{path}.lora_B.weight"] @ adapter[f"{path}.lora_A.weight"]
+    model = built(tmp_path / "base", adapter=tmp_path / "adapter").model
+    torch.testing.assert_close(model.lm_head.weight.detach(), head + 3.0 * delta)
 
 
 @pytest.mark.parametrize(
