@@ -79,9 +79,7 @@ class BlockWorker:
             moved += (end - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
 
-    def _merge(
-        self, step: Step, stored: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[Sums]]:
+    def _merge(self, step: Step, stored: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[Sums]]:
         import torch
 
         from mergekit_cl.merge.rounding import round_into
@@ -184,7 +182,7 @@ def as_bytes(block: torch.Tensor) -> memoryview:
     """The memory of a flat CPU tensor."""
     import torch
 
-    return memoryview(block.contiguous().view(torch.uint8).numpy())
+    return block.contiguous().view(torch.uint8).numpy().data
 
 
 def _compute_dtype(step: Step) -> str:

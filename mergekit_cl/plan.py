@@ -73,7 +73,9 @@ class Selection:
         return wanted and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
 
-Recipe = Callable[[str, Sequence[Operand]], tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]]
+Recipe = Callable[
+    [str, Sequence[Operand]], tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]
+]
 """(tensor name, inputs) -> (kernel, further operands, Fisher operand of each input or None)."""
 
 
@@ -182,9 +184,7 @@ def _quantised(detail: str) -> InputError:
     )
 
 
-def _copy(
-    name: str, source: Operand, inputs: tuple[Operand, ...], dtype: str | None
-) -> Step:
+def _copy(name: str, source: Operand, inputs: tuple[Operand, ...], dtype: str | None) -> Step:
     rest = tuple(operand for operand in inputs if operand is not source)
     kept = source.info.dtype if dtype is None or not source.info.is_float else dtype
     # The others are read too: their digests go into the record, and integers are compared.

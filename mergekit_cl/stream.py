@@ -85,19 +85,21 @@ def run_stream(
     options: StreamOptions,
     *,
     finished: Mapping[str, TensorResult],
+    on_tensor: Callable[[Step, TensorResult], None],
     on_shard: Callable[[Shard, dict[str, TensorResult]], None],
     advance: Advance,
 ) -> dict[str, TensorResult]:
     """Fill every shard that is not finished; returns the results of all tensors.
 
-    finished: tensors of shards already on the disk. on_shard: called once a shard is forced to the
+    finished: tensors of shards already on the disk. on_tensor: called with each tensor's result,
+    may refuse it by raising. on_shard: called once a shard is forced to the
     disk. advance: told the bytes read and written by each span.
     Raises what a kernel or the disk raises, after every worker has stopped.
     """
     import torch
 
     results = dict(finished)
-    work = _Work(plan, files, results, on_shard)
+    work = _Work(plan, files, results, on_tensor, on_shard)
     stop = threading.Event()
     spans = work.spans()
     lock = threading.Lock()
@@ -110,9 +112,7 @@ def run_stream(
         worker = BlockWorker(options.device, options.report, options.allow_nonfinite)
         while (span := next_span()) is not None:
             shard, step, offset, begin, end = span
-            done = worker.run(step, begin, end, lambda data, at: files.write(
-                shard.file, data, offset + at  # noqa: B023 - called before the loop goes on
-            ))
+            done = worker.run(step, begin, end, files.writer(shard.file, offset))
             advance(done.bytes_moved)
             work.finish_span(shard, step, begin, done)
 
@@ -141,11 +141,13 @@ class _Work:
         plan: Plan,
         files: ShardFiles,
         results: dict[str, TensorResult],
+        on_tensor: Callable[[Step, TensorResult], None],
         on_shard: Callable[[Shard, dict[str, TensorResult]], None],
     ) -> None:
         self._plan = plan
         self._files = files
         self._results = results
+        self._on_tensor = on_tensor
         self._on_shard = on_shard
         self._pending: dict[str, _Pending] = {}
         self._tensors_left: dict[str, int] = {}
@@ -171,7 +173,7 @@ class _Work:
                     yield shard, step, info.offset, start, min(start + length, info.numel)
 
     def finish_span(self, shard: Shard, step: Step, begin: int, done: SpanResult) -> None:
-        """Take in one span; the last of a tensor gives its result, the last of a shard closes it."""
+        """Take in one span; the last of a tensor gives its result, of a shard closes it."""
         with self._lock:
             pending = self._pending[step.name]
             pending.done[begin] = done
@@ -180,7 +182,9 @@ class _Work:
                 return
             parts = [part for _, part in sorted(pending.done.items())]
             del self._pending[step.name]
-            self._results[step.name] = _join(parts)
+            result = _join(parts)
+            self._on_tensor(step, result)
+            self._results[step.name] = result
             self._tensors_left[shard.file] -= 1
             if self._tensors_left[shard.file]:
                 return

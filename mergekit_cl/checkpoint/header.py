@@ -90,8 +90,9 @@ def read_header(stream: BinaryIO, file_bytes: int, where: str) -> Header:
     return Header(tuple(tensors), metadata, file_bytes, prefix + raw)
 
 
-def serialize(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-              ) -> Header:
+def serialize(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> Header:
     """Lay out a file for (name, dtype, shape) triples and write its header.
 
     The order is the library's (element type, then name) and the header is padded to 8 bytes, so a

@@ -45,6 +45,8 @@ def locate(path: str | Path) -> Place:
     place = Path(path)
     if place.is_dir():
         return _directory(place)
+    if place.name.endswith(".index.json") and place.is_file():
+        return _sharded(place, place.with_name(place.name.split(".")[0] + ".clmerge"))
     if place.is_file():
         return Place(place.parent, (place,), None, single_file_side_folder(place))
     looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
@@ -69,9 +71,7 @@ def _directory(root: Path) -> Place:
         if (root / single).is_file():
             return Place(root, (root / single,), None, side)
         if (root / index).is_file():
-            weight_map = read_index(root / index)
-            names = dict.fromkeys(weight_map.values())
-            return Place(root, tuple(root / name for name in names), weight_map, side)
+            return _sharded(root / index, side)
     hint = "name the weight file itself" if _weight_files(root) else None
     if (root / "adapter_model.safetensors").is_file():
         hint = "this is an adapter, not a checkpoint"
@@ -80,6 +80,13 @@ def _directory(root: Path) -> Place:
         detail=f"{root}: none of {', '.join([*SINGLE, *INDEXES])}",
         hint=hint,
     )
+
+
+def _sharded(index: Path, side_folder: Path) -> Place:
+    weight_map = read_index(index)
+    names = dict.fromkeys(weight_map.values())
+    root = index.parent
+    return Place(root, tuple(root / name for name in names), weight_map, side_folder)
 
 
 def _weight_files(root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mergekit_cl.layout import Layout, Shard
@@ -23,9 +24,13 @@ class ShardFiles:
         os.posix_fallocate(descriptor, 0, shard.header.file_bytes)
         write_all(descriptor, shard.header.raw, 0)
 
-    def write(self, file: str, data: memoryview, offset: int) -> None:
-        """Write bytes at an offset; callers never overlap."""
-        write_all(self._open[file], data, offset)
+    def writer(self, file: str, base: int) -> Callable[[memoryview, int], None]:
+        """A function that writes (bytes, offset from `base`) into one file.
+
+        Callers on several threads never overlap.
+        """
+        descriptor = self._open[file]
+        return lambda data, offset: write_all(descriptor, data, base + offset)
 
     def finish(self, file: str) -> None:
         """Force one file to the disk and close it."""

@@ -1,0 +1,148 @@
+"""The command line's frame: commands found lazily, errors told in three lines, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from mergekit_cl.commands.streams import Streams
+from mergekit_cl.errors import ClmergeError, Interrupted
+
+COMMANDS = {
+    "fisher": "Compute a Fisher sidecar for a model.",
+    "fisher-merge": "Merge models weighted by their Fisher sidecars.",
+    "linear-merge": "Merge models by a weighted average.",
+}
+"""Command: first line of its help. Its function is `command` in commands/<name>.py."""
+
+EVERYWHERE = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
+"""Flags accepted anywhere on the line."""
+
+
+class LazyGroup(click.Group):
+    """Knows the names of its commands and imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"mergekit_cl.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(f"no such command {args[0]!r}.{_nearest(args[0])}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clmerge", prog_name="clmerge")
+def cli() -> None:
+    """Merge checkpoints exactly, and know what the merge cost.
+
+    \b
+    clmerge fisher A --data a.jsonl
+    clmerge fisher B --data b.jsonl
+    clmerge fisher-merge A B
+
+    Every command takes --json (one JSON document on stdout), --quiet and --debug, anywhere on the
+    line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict, 130 or 143
+    interrupted (the same command continues).
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of docs/commands.md."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    rest, flags = split_flags(given)
+    streams = Streams(json="json" in flags, quiet="quiet" in flags)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = cli.main(rest, prog_name="clmerge", standalone_mode=False, obj=streams) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing more to say, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if "debug" in flags:
+            raise
+        code = _tell(error, streams)
+    sys.exit(code)
+
+
+def split_flags(arguments: list[str]) -> tuple[list[str], set[str]]:
+    """Take the flags that stand anywhere out of a command line; nothing after `--` is one."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = {EVERYWHERE[a] for a in arguments[:end] if a in EVERYWHERE}
+    rest = [a for a in arguments[:end] if a not in EVERYWHERE] + arguments[end:]
+    return rest, flags
+
+
+def _tell(error: Exception, streams: Streams) -> int:
+    """Print one error as text or JSON; returns the exit code."""
+    code, exit_code, detail, hint = "internal", 1, None, None
+    if isinstance(error, ClmergeError):
+        code, exit_code = error.code, error.exit_code
+        message, detail, hint = error.message, error.detail, error.hint
+    elif isinstance(error, click.ClickException):
+        message, hint = _usage(error)
+        code, exit_code = "usage", 2
+    else:
+        message = f"unexpected {type(error).__name__}: {error}"
+        hint = "the same command with --debug shows where; please report it"
+    if streams.json:
+        shown = {"code": code, "message": message, "detail": detail, "hint": hint}
+        print(json.dumps({"error": shown}))  # noqa: T201
+    else:
+        lines = [f"error: {message}"]
+        lines += [f"  {detail}"] if detail else []
+        lines += [f"  try: {hint}"] if hint else []
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    return exit_code
+
+
+def _usage(error: click.ClickException) -> tuple[str, str | None]:
+    message = error.format_message().strip()
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "clmerge"
+    message = message[:1].lower() + message[1:]
+    what, nearest = _split_suggestion(message)
+    return what.rstrip(". "), nearest or f"{path} --help"
+
+
+def _split_suggestion(message: str) -> tuple[str, str | None]:
+    """Take 'Did you mean X?' or '(Did you mean one of: X, Y?)' off the end of a message."""
+    what, found, rest = message.partition("Did you mean ")
+    if not found:
+        return message, None
+    names = rest.rstrip(")?").removeprefix("one of: ").replace("'", "")
+    return what.rstrip(" ("), names.replace(", ", " or ")
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+    return f" Did you mean clmerge {near[0]}?" if near else ""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number, hint="give the same command again")

@@ -1,0 +1,45 @@
+"""What every merge command does once its method is bound: run it, tell what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mergekit_cl.commands.streams import Streams
+
+if TYPE_CHECKING:
+    from mergekit_cl.merging import OutputOptions
+    from mergekit_cl.methods.method import Method
+
+LOSSY = 10
+
+
+def at_least_two(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Refuse a merge of one."""
+    if len(value) < 2:
+        raise click.UsageError("a merge needs at least two models", ctx)
+    return value
+
+
+def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, streams: Streams) -> int:
+    """Run or only plan a merge; returns the exit code."""
+    from mergekit_cl.merging import describe_plan, make_plan, run_merge
+    from mergekit_cl.report.merge import merge_document, print_merge, print_plan
+
+    if dry_run:
+        plan = describe_plan(method, make_plan(method, options), options)
+        streams.document(plan)
+        if not streams.json:
+            print_plan(plan)
+        return 0
+    with streams.progress() as start:
+        outcome = run_merge(method, options, start)
+    for note in outcome.notes:
+        streams.say(f"note: {note}")
+    streams.document(merge_document(outcome))
+    if not streams.quiet:
+        print_merge(outcome)
+    return LOSSY if options.strict and outcome.lossy else 0

@@ -1,0 +1,100 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mergekit_cl.commands.parameters import DType, Size
+
+if TYPE_CHECKING:
+    from mergekit_cl.merging import OutputOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def everywhere(command: Command) -> Command:
+    """Flags that are taken off the line before click sees it; declared for the help page."""
+    for name, text in (
+        ("--debug", "Show where an error comes from."),
+        ("--quiet", "No progress, no summary."),
+        ("--json", "One JSON document on stdout, errors included."),
+    ):
+        command = click.option(name, is_flag=True, expose_value=False, help=text)(command)
+    return command
+
+
+def output_options(default: str | None) -> Callable[[Command], Command]:
+    """Options of every command that writes."""
+    kept = click.option(
+        "-o",
+        "--output",
+        default=default,
+        show_default=default is not None,
+        type=click.Path(path_type=Path),
+        help="Where the result goes; x.safetensors writes one file.",
+    )
+    return _stack(
+        kept,
+        click.option("--force", is_flag=True, help="Replace an output that clmerge made."),
+        click.option("--restart", is_flag=True, help="Discard an unfinished run."),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."
+        ),
+        click.option(
+            "--shard-size", type=Size(), default="5GB", show_default=True, help="Per weight file."
+        ),
+        click.option("--memory", type=Size(), help="Bound on all buffers together."),
+        click.option("--threads", type=click.IntRange(1), help="Workers; default one per core."),
+        click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors."),
+        click.option("--dry-run", is_flag=True, help="Print the plan from headers; write nothing."),
+    )
+
+
+def merge_options(command: Command) -> Command:
+    """Options of every merge."""
+    return _stack(
+        output_options("merged"),
+        click.option("--dtype", type=DType(), help="Default: the inputs', promoted where unequal."),
+        click.option("--copy", multiple=True, metavar="GLOB", help="Copy these from the first."),
+        click.option("--no-report", is_flag=True, help="Do not measure divergence."),
+        click.option("--strict", is_flag=True, help="A lossy merge is not published: exit 10."),
+        click.option("--publish-anyway", is_flag=True, help="Publish it all the same; still 10."),
+        click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through."),
+    )(command)
+
+
+def merge_output(values: dict[str, Any]) -> OutputOptions:
+    """The library's output options from a merge command's values."""
+    from mergekit_cl.merging import OutputOptions
+    from mergekit_cl.plan import Selection
+
+    return OutputOptions(
+        target=values["output"],
+        force=values["force"],
+        restart=values["restart"],
+        dtype=values["dtype"],
+        device=values["device"],
+        shard_size=values["shard_size"],
+        memory=values["memory"],
+        threads=values["threads"],
+        selection=Selection(values["include"], (*values["exclude"], *values["copy"])),
+        report=not values["no_report"],
+        strict=values["strict"],
+        publish_anyway=values["publish_anyway"],
+        allow_nonfinite=values["allow_nonfinite"],
+        allow_stale=values.get("allow_stale_fisher", False),
+    )
+
+
+def _stack(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate

@@ -1,0 +1,47 @@
+"""What goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+Advance = Callable[[int], None]
+
+
+class Streams:
+    """Results on stdout, everything for people on stderr.
+
+    json: one JSON document on stdout and nothing else. quiet: no progress and no summary.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """Print the JSON document, if one is wanted."""
+        if self.json:
+            print(json.dumps(content, sort_keys=True, allow_nan=False))  # noqa: T201
+
+    def say(self, text: str) -> None:
+        """Tell people something, unless they want quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def warn(self, text: str) -> None:
+        """Tell people something they must not miss."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int], Advance]]:
+        """Gives start(title, total bytes) -> advance(bytes); a bar, plain lines, or silence."""
+        if self.quiet:
+            yield lambda title, total: lambda done: None
+            return
+        from mergekit_cl.report.progress import progress_display
+
+        with progress_display(sys.stderr) as start:
+            yield start

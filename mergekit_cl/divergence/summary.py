@@ -1,0 +1,121 @@
+"""Divergence of one merge: per tensor, per layer, for the model, against every parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_cl.divergence.layers import layer_of
+from mergekit_cl.divergence.metrics import NAMES, metrics
+from mergekit_cl.divergence.sums import Sums, total
+from mergekit_cl.divergence.verdict import ParentMetrics, Verdict, judge
+
+FORMAT = "clmerge.divergence/1"
+_SMALLER_IS_WORSE = ("cosine", "survival")
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One model the merge is compared with.
+
+    tokens_per_example, calibration: of its sidecar, where it has one and they are known.
+    """
+
+    path: str
+    tokens_per_example: float | None = None
+    calibration: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one tensor or one layer against one parent."""
+
+    name: str
+    parent: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Everything `divergence.json` says."""
+
+    parents: tuple[Parent, ...]
+    model: tuple[ParentMetrics, ...]
+    layers: tuple[Row, ...]
+    tensors: tuple[Row, ...]
+    verdict: Verdict
+
+
+def summarise(sums: Mapping[str, Sequence[Sums]], parents: Sequence[Parent]) -> Divergence:
+    """Turn the sums of every merged tensor, one per parent, into metrics and a verdict."""
+    layers: dict[str, list[str]] = {}
+    for name in sums:
+        layers.setdefault(layer_of(name), []).append(name)
+    model, layer_rows, tensor_rows = [], [], []
+    for k, parent in enumerate(parents):
+        whole = metrics(total([sums[name][k] for name in sums]))
+        model.append(ParentMetrics(parent.path, whole, _predicted_loss(whole, parent)))
+        tensor_rows += [Row(name, parent.path, metrics(sums[name][k])) for name in sums]
+        layer_rows += [
+            Row(layer, parent.path, metrics(total([sums[name][k] for name in names])))
+            for layer, names in layers.items()
+        ]
+    return Divergence(
+        tuple(parents), tuple(model), tuple(layer_rows), tuple(tensor_rows), judge(model)
+    )
+
+
+def worst_layers(divergence: Divergence, metric: str, count: int) -> list[Row]:
+    """The layers that differ most from any parent, each once, by its worst parent."""
+    sign = 1.0 if metric in _SMALLER_IS_WORSE else -1.0
+    known = [
+        (row, value) for row in divergence.layers if (value := row.metrics[metric]) is not None
+    ]
+    found: dict[str, Row] = {}
+    for row, _ in sorted(known, key=lambda pair: sign * pair[1]):
+        found.setdefault(row.name, row)
+    return list(found.values())[:count]
+
+
+def to_json(divergence: Divergence) -> dict[str, Any]:
+    """The document of format "clmerge.divergence/1"; `model` holds each metric's worst parent."""
+    return {
+        "format": FORMAT,
+        "parents": [parent.path for parent in divergence.parents],
+        "model": {name: _worst(divergence.model, name) for name in NAMES},
+        "model_by_parent": [
+            {"parent": one.parent, **one.metrics, "predicted_loss": one.predicted_loss}
+            for one in divergence.model
+        ],
+        "layers": [
+            {"layer": row.name, "parent": row.parent, **row.metrics} for row in divergence.layers
+        ],
+        "tensors": [
+            {"name": row.name, "parent": row.parent, **row.metrics} for row in divergence.tensors
+        ],
+        "verdict": {
+            "lossy": divergence.verdict.lossy,
+            "reasons": list(divergence.verdict.reasons),
+            "advice": list(divergence.verdict.advice),
+            "worst": [
+                {"layer": row.name, "parent": row.parent, "rel_l2": row.metrics["rel_l2"]}
+                for row in worst_layers(divergence, "rel_l2", 3)
+            ],
+        },
+    }
+
+
+def _worst(model: Sequence[ParentMetrics], name: str) -> float | None:
+    values = [value for one in model if (value := one.metrics[name]) is not None]
+    if not values:
+        return None
+    return min(values) if name in _SMALLER_IS_WORSE else max(values)
+
+
+def _predicted_loss(whole: Metrics, parent: Parent) -> float | None:
+    predicted = whole["predicted_kl"]
+    if predicted is None or parent.calibration is None or not parent.tokens_per_example:
+        return None
+    return parent.calibration * predicted / parent.tokens_per_example

@@ -1,0 +1,93 @@
+"""`manifest.json`: how a checkpoint was made, so that anyone can check and repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.digest import bytes_digest, weights_digest
+from mergekit_cl.layout import Layout
+
+FORMAT = "clmerge.manifest/1"
+
+
+def describe_input(
+    checkpoint: Checkpoint, role: str, digests: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """One input as the manifest lists it.
+
+    digests: of every tensor, or None if not all were read.
+    """
+    return {
+        "path": str(checkpoint.path),
+        "role": role,
+        "weights_digest": None
+        if digests is None
+        else weights_digest(_entries(checkpoint.tensors.values(), digests)),
+        "files": [_describe_file(checkpoint, path) for path in checkpoint.files],
+    }
+
+
+def describe_output(layout: Layout, digests: Mapping[str, str], path: str) -> dict[str, Any]:
+    """The output as the manifest lists it."""
+    tensors = [tensor for shard in layout.shards for tensor in shard.header.tensors]
+    return {
+        "path": path,
+        "role": "output",
+        "weights_digest": weights_digest(_entries(tensors, digests)),
+        "files": [
+            {
+                "name": shard.file,
+                "bytes": shard.header.file_bytes,
+                "digest": bytes_digest(shard.header.raw),
+            }
+            for shard in layout.shards
+        ],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {name: version(name) for name in ("clmerge", "torch", "safetensors")}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with sorted keys, so that equal content is equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_manifest(side_folder: Path) -> dict[str, Any] | None:
+    """The manifest in a side folder, or None where there is none this version can read."""
+    try:
+        found = json.loads((side_folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return None
+    return found
+
+
+def _entries(
+    tensors: Iterable[TensorInfo], digests: Mapping[str, str]
+) -> list[tuple[str, str, tuple[int, ...], str]]:
+    return [(t.name, t.dtype, t.shape, digests[t.name]) for t in tensors]
+
+
+def _describe_file(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    header = checkpoint.headers.get(path.name)
+    if header is not None:
+        description = header.raw
+    else:
+        # A torch file has no header of its own: what one would say of it stands in.
+        listed = [[t.name, t.dtype, list(t.shape)] for t in checkpoint.tensors.values()]
+        description = json.dumps(listed).encode()
+    return {
+        "name": path.name,
+        "bytes": path.stat().st_size,
+        "digest": bytes_digest(description),
+    }

@@ -1,0 +1,301 @@
+"""A merge from opened inputs to a published output: plan, stream, record, publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.companions import carry
+from mergekit_cl.config import compare_configs
+from mergekit_cl.device import choose_device
+from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
+from mergekit_cl.errors import ClmergeError, Interrupted, MismatchError, OutputError
+from mergekit_cl.manifest import write_json
+from mergekit_cl.memory import peak_memory_bytes
+from mergekit_cl.methods.method import Method
+from mergekit_cl.output.shards import ShardFiles
+from mergekit_cl.output.staging import Staging
+from mergekit_cl.output.target import (
+    check_apart,
+    check_replaceable,
+    check_room,
+    is_single_file,
+    side_folder,
+)
+from mergekit_cl.plan import Plan, Selection, Step, plan_merge
+from mergekit_cl.record import from_entries, manifest, to_entry
+from mergekit_cl.stream import (
+    StreamOptions,
+    TensorResult,
+    buffer_bytes,
+    default_workers,
+    run_stream,
+)
+from mergekit_cl.uptodate import recorded_run
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where a merge goes and how it runs; bytes and counts are plain integers.
+
+    dtype: safetensors spelling, None keeps the inputs'. allow_stale: take Fisher sidecars of other
+    weights.
+    """
+
+    target: Path
+    force: bool = False
+    restart: bool = False
+    dtype: str | None = None
+    device: str = "auto"
+    shard_size: int = 5 * 10**9
+    memory: int | None = None
+    threads: int | None = None
+    selection: Selection = field(default_factory=Selection)
+    report: bool = True
+    strict: bool = False
+    publish_anyway: bool = False
+    allow_nonfinite: bool = False
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True)
+class MergeOutcome:
+    """What a merge did; `divergence` is None without a report or when nothing had to be done."""
+
+    target: Path
+    state: str  # "published", "refused" (lossy under --strict) or "up to date"
+    manifest: Mapping[str, Any]
+    divergence: Divergence | None
+    notes: tuple[str, ...]
+    seconds: float
+    bytes_moved: int
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the verdict is lossy."""
+        return bool((self.manifest.get("verdict") or {}).get("lossy"))
+
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""(title, total bytes) -> advance(bytes)."""
+
+
+def make_plan(method: Method, options: OutputOptions) -> Plan:
+    """Decide everything that headers decide; refuses what can be refused without data."""
+    check_apart(options.target, [source for _, source in method.sources()])
+    notes = [*compare_configs(method.checkpoints), *method.notes]
+    return plan_merge(
+        method.checkpoints,
+        method.recipe,
+        selection=options.selection,
+        dtype=options.dtype,
+        # One file was asked for: no limit on its size.
+        shard_size=2**63 if is_single_file(options.target) else options.shard_size,
+        notes=notes,
+    )
+
+
+def describe_plan(method: Method, plan: Plan, options: OutputOptions) -> dict[str, Any]:
+    """What `--dry-run` prints."""
+    actions = [step.action for step in plan.steps.values()]
+    workers = default_workers(options.threads, options.memory, plan)
+    return {
+        "command": method.command,
+        "output": str(options.target),
+        "tensors": {"merged": actions.count("merged"), "copied": actions.count("copied")},
+        "files": [shard.file for shard in plan.layout.shards],
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "buffer_bytes": buffer_bytes(plan) * workers,
+        "workers": workers,
+        "notes": list(plan.notes),
+    }
+
+
+def run_merge(method: Method, options: OutputOptions, progress: Progress) -> MergeOutcome:
+    """Merge, measure and publish; an identical finished run is only confirmed.
+
+    Bad input leaves nothing behind; an interruption or a full disk leaves what the same command
+    needs to continue.
+    """
+    import torch  # noqa: F401 - before the clock: loading it is no part of the merge's speed
+
+    started = time.perf_counter()
+    plan = make_plan(method, options)
+    recorded = _recorded_options(method, options)
+    done = recorded_run(method, recorded, options.target)
+    if done is not None:
+        spent = time.perf_counter() - started
+        return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
+    check_replaceable(options.target, force=options.force)
+    check_room(options.target, plan.bytes_written)
+    single = is_single_file(options.target)
+    staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
+    staging.open(_identity(method, recorded, options), restart=options.restart)
+    try:
+        results = _stream(method, plan, options, staging, progress)
+        divergence = _divergence(method, plan, results) if options.report else None
+        made = manifest(method, plan, results, recorded, str(options.target))
+        made["verdict"] = None if divergence is None else to_json(divergence)["verdict"]
+        made["seconds"] = round(time.perf_counter() - started, 3)
+        made["peak_memory_bytes"] = peak_memory_bytes()
+        refused = options.strict and bool((made["verdict"] or {}).get("lossy"))
+        if refused and not options.publish_anyway:
+            staging.discard()
+            state = "refused"
+        else:
+            _write_companions(method, plan, options, staging.out, made, divergence)
+            staging.publish()
+            state = "published"
+    except Interrupted as error:
+        staging.close()
+        error.hint = f"the same command continues; what is done is kept in {staging.place}"
+        raise
+    except OSError as error:
+        staging.close()
+        raise OutputError(
+            "writing failed",
+            detail=f"{staging.place}: {error.strerror or error}",
+            hint="mend that and give the same command again: what is done is kept",
+        ) from error
+    except ClmergeError:
+        staging.discard()
+        raise
+    finally:
+        staging.close()
+    spent = time.perf_counter() - started
+    moved = plan.bytes_read + plan.bytes_written
+    return MergeOutcome(options.target, state, made, divergence, plan.notes, spent, moved)
+
+
+def _stream(
+    method: Method, plan: Plan, options: OutputOptions, staging: Staging, progress: Progress
+) -> dict[str, TensorResult]:
+    entries = [e for e in staging.journal.read() if (staging.out / e["shard"]).exists()]
+    finished = from_entries(entries, plan.layout)
+    skipped = sum(
+        operand.info.nbytes for name in finished for operand in plan.steps[name].operands
+    ) + sum(s.header.file_bytes for s in plan.layout.shards if s.header.tensors[0].name in finished)
+    advance = progress(method.command, plan.bytes_read + plan.bytes_written)
+    if skipped:
+        advance(skipped)
+    stale = _StaleCheck(method, options.allow_stale)
+    return run_stream(
+        plan,
+        ShardFiles(staging.out, plan.layout),
+        StreamOptions(
+            choose_device(options.device),
+            default_workers(options.threads, options.memory, plan),
+            options.report,
+            options.allow_nonfinite,
+        ),
+        finished=finished,
+        on_tensor=stale,
+        on_shard=lambda shard, results: staging.journal.append(to_entry(shard.file, results)),
+        advance=advance,
+    )
+
+
+class _StaleCheck:
+    """Refuses a Fisher whose weight is no longer the one it was taken at, as the weight streams."""
+
+    def __init__(self, method: Method, allow: bool) -> None:
+        self._sidecars = method.sidecars
+        self._allow = allow
+
+    def __call__(self, step: Step, result: TensorResult) -> None:
+        if self._allow or step.kernel is None:
+            return
+        for k, place in enumerate(step.fishers):
+            sidecar = self._sidecars[k]
+            if place is None or sidecar is None:
+                continue
+            expected = sidecar.digest(step.name)
+            if expected is not None and expected != result.operand_digests[k]:
+                model = step.operands[k].checkpoint.path
+                raise MismatchError(
+                    "a Fisher sidecar was taken at other weights",
+                    detail=f"{sidecar.checkpoint.path}: {step.name} of {model} has changed since",
+                    hint=f"clmerge fisher {model} --data FILE, or --allow-stale-fisher",
+                )
+
+
+def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult]) -> Divergence:
+    parents = []
+    for checkpoint, sidecar in zip(method.checkpoints, method.sidecars, strict=True):
+        said = {} if sidecar is None else sidecar.metadata
+        tokens, examples = said.get("tokens"), said.get("examples")
+        per_example = tokens / examples if tokens and examples else None
+        parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration")))
+    merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
+    return summarise(merged, parents)
+
+
+def _write_companions(
+    method: Method,
+    plan: Plan,
+    options: OutputOptions,
+    out: Path,
+    made: Mapping[str, Any],
+    divergence: Divergence | None,
+) -> None:
+    target = options.target
+    first = method.checkpoints[0]
+    if is_single_file(target):
+        (out / plan.layout.shards[0].file).replace(out / target.name)
+        made["outputs"][0]["files"][0]["name"] = target.name
+        side = out / side_folder(target).name
+    else:
+        side = out / "clmerge"
+        if first.path.is_dir():
+            carry(first.root, out, _common_dtype(plan))
+        if plan.layout.index is not None:
+            (out / plan.layout.index_name).write_bytes(plan.layout.index)
+    write_json(side / "manifest.json", made)
+    if divergence is not None:
+        write_json(side / "divergence.json", to_json(divergence))
+
+
+def _common_dtype(plan: Plan) -> str | None:
+    """The dtype of most weights, by bytes; what config.json should say."""
+    sizes: dict[str, int] = {}
+    for tensor in (t for shard in plan.layout.shards for t in shard.header.tensors):
+        if tensor.is_float:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
+
+
+def _recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
+    """Options that decide the bytes of the output and its companions."""
+    return {
+        **method.options,
+        "dtype": options.dtype,
+        "shard_size": None if is_single_file(options.target) else options.shard_size,
+        "include": list(options.selection.include),
+        "exclude": list(options.selection.exclude),
+        "report": options.report,
+        "allow_nonfinite": options.allow_nonfinite,
+        "allow_stale_fisher": options.allow_stale,
+    }
+
+
+def _identity(
+    method: Method, recorded: Mapping[str, Any], options: OutputOptions
+) -> dict[str, Any]:
+    """What must be equal for a run to continue another's work: also the inputs' times."""
+    files = []
+    for role, source in method.sources():
+        for path in source.files:
+            with suppress(OSError):
+                stat = path.stat()
+                files.append([role, str(path.absolute()), stat.st_size, stat.st_mtime_ns])
+    return {
+        "command": method.command,
+        "options": dict(recorded),
+        "inputs": files,
+        "output": str(options.target.absolute()),
+    }

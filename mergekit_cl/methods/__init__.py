@@ -1,0 +1,1 @@
+"""Merge methods: linear.py and fisher.py turn opened inputs and options into a `Method`."""

@@ -1,0 +1,85 @@
+"""`linear-merge`: a weighted average, or a weighted sum, or weighted differences from a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.errors import MismatchError
+from mergekit_cl.merge.kernel import Kernel
+from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
+from mergekit_cl.methods.method import Method, resolve_weights
+from mergekit_cl.plan import Operand
+from mergekit_cl.sidecar import Sidecar
+
+
+def linear_method(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    weights: Sequence[float] | None,
+    normalize: bool,
+    base: Checkpoint | None,
+    sidecars: Sequence[Sidecar | None],
+) -> Method:
+    """Average `checkpoints`, weights normalised to sum 1 unless told otherwise.
+
+    With a base and `normalize=False` the weights apply to the differences from the base (task
+    arithmetic); normalised, the base cancels. sidecars: only for the report.
+    """
+    resolved = resolve_weights(weights, len(checkpoints), normalize=normalize)
+
+    def recipe(
+        name: str, inputs: Sequence[Operand]
+    ) -> tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]:
+        more, places = report_operands(name, len(inputs), sidecars)
+        if normalize or base is None:
+            formula = weighted_mean if normalize else weighted_sum
+            return _inputs(partial(formula, weights=resolved), len(inputs)), more, places
+        # The base goes last: the kernel takes the inputs and the base, not the Fishers between.
+        kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
+        return kernel, (*more, base_operand(name, inputs[0].info.shape, base)), places
+
+    return Method(
+        "linear-merge",
+        {"weights": list(resolved), "normalize": normalize},
+        checkpoints,
+        recipe,
+        sidecars,
+        base if not normalize else None,
+    )
+
+
+def report_operands(
+    name: str, inputs: int, sidecars: Sequence[Sidecar | None]
+) -> tuple[tuple[Operand, ...], tuple[int | None, ...]]:
+    """Fisher operands of one tensor, and where each input's stands among all operands."""
+    more: list[Operand] = []
+    places: list[int | None] = []
+    for sidecar in sidecars:
+        if sidecar is None or name not in sidecar.checkpoint.tensors:
+            places.append(None)
+        else:
+            places.append(inputs + len(more))
+            more.append(Operand(sidecar.checkpoint, sidecar.checkpoint.tensors[name]))
+    return tuple(more), tuple(places)
+
+
+def base_operand(name: str, shape: tuple[int, ...], base: Checkpoint) -> Operand:
+    """The base's tensor of a name and shape; raises MismatchError where it has none."""
+    tensor = base.tensors.get(name)
+    if tensor is None or tensor.shape != shape:
+        have = "nothing" if tensor is None else str(list(tensor.shape))
+        raise MismatchError(
+            "the base differs from the inputs in a tensor",
+            detail=f"{base.path}: {name}: the inputs have {list(shape)}, the base {have}",
+        )
+    return Operand(base, tensor)
+
+
+def _inputs(kernel: Kernel, count: int) -> Kernel:
+    return lambda operands, scratch: kernel(operands[:count], scratch)
+
+
+def _inputs_and_last(kernel: Kernel, count: int) -> Kernel:
+    return lambda operands, scratch: kernel([*operands[:count], operands[-1]], scratch)

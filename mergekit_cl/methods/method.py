@@ -1,0 +1,67 @@
+"""What a merge method hands to the run: how to make each tensor, from which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.errors import OptionError
+from mergekit_cl.merge.linear import normalized
+from mergekit_cl.plan import Recipe
+from mergekit_cl.sidecar import Sidecar
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method bound to its inputs.
+
+    command, options: as recorded in the manifest; they and the inputs decide every byte.
+    checkpoints: what is merged. sidecars: the Fisher of each, or None. base: a further checkpoint
+    some formulas need.
+    """
+
+    command: str
+    options: Mapping[str, Any]
+    checkpoints: Sequence[Checkpoint]
+    recipe: Recipe
+    sidecars: Sequence[Sidecar | None]
+    base: Checkpoint | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def sources(self) -> list[tuple[str, Checkpoint]]:
+        """Everything that is read, with its role."""
+        found = [("input", checkpoint) for checkpoint in self.checkpoints]
+        found += [("fisher", sidecar.checkpoint) for sidecar in self.sidecars if sidecar]
+        if self.base is not None:
+            found.append(("base", self.base))
+        return found
+
+
+def resolve_weights(
+    given: Sequence[float] | None, count: int, *, normalize: bool
+) -> tuple[float, ...]:
+    """One weight per input: equal ones where none are given; summing to 1 if `normalize`.
+
+    Raises OptionError for the wrong number of weights and for a sum of 0.
+    """
+    weights = tuple(given) if given is not None else (1.0,) * count
+    if given is None and not normalize:
+        raise OptionError("--no-normalize needs weights", hint="add --weights w1,w2")
+    if len(weights) != count:
+        raise OptionError(
+            f"{count} inputs need {count} weights",
+            detail=f"--weights {','.join(map(str, weights))}",
+            hint="give one weight per input, in their order",
+        )
+    if not normalize:
+        return weights
+    try:
+        return normalized(weights)
+    except ValueError as error:
+        raise OptionError(
+            str(error),
+            detail=f"--weights {','.join(map(str, weights))}",
+            hint="give weights with a sum other than 0, or --no-normalize where that is meant",
+        ) from error

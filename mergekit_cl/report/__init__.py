@@ -1,0 +1,1 @@
+"""What people and programs are told: progress.py, merge.py (the end of a merge)."""

@@ -1,0 +1,97 @@
+"""The end of a merge: verdict, worst layers, where the output is, speed, memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mergekit_cl.divergence.summary import Divergence, Row, to_json, worst_layers
+from mergekit_cl.report.amounts import duration, number, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mergekit_cl.merging import MergeOutcome
+
+WORST = 5
+
+
+def merge_document(outcome: MergeOutcome) -> dict[str, Any]:
+    """The JSON document of a merge."""
+    seconds = outcome.seconds
+    return {
+        "command": outcome.manifest["command"],
+        "state": outcome.state,
+        "output": str(outcome.target),
+        "weights_digest": outcome.manifest["outputs"][0]["weights_digest"],
+        "verdict": outcome.manifest.get("verdict"),
+        "model": None if outcome.divergence is None else to_json(outcome.divergence)["model"],
+        "notes": list(outcome.notes),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(outcome.bytes_moved / seconds) if seconds else None,
+        "peak_memory_bytes": outcome.manifest.get("peak_memory_bytes"),
+    }
+
+
+def print_merge(outcome: MergeOutcome) -> None:
+    """The same for people, on stderr."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if outcome.state == "up to date":
+        console.print(f"{escape(str(outcome.target))} is up to date")
+        return
+    if outcome.divergence is not None:
+        _print_layers(console, outcome.divergence)
+        verdict = outcome.divergence.verdict
+        console.print(f"verdict: [bold]{'lossy' if verdict.lossy else 'ok'}[/bold]")
+        for reason in verdict.reasons:
+            console.print(f"  {escape(reason)}")
+        for advice in verdict.advice:
+            console.print(f"  try: {escape(advice)}")
+    if outcome.state == "refused":
+        console.print("not published: --strict (--publish-anyway publishes all the same)")
+    else:
+        console.print(f"output: {escape(str(outcome.target))}")
+    peak = outcome.manifest.get("peak_memory_bytes")
+    console.print(
+        f"{duration(outcome.seconds)}, {size(outcome.bytes_moved / outcome.seconds)}/s read and "
+        f"written, peak memory {size(peak) if peak else 'unknown'}"
+    )
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """The plan of `--dry-run`, on stdout."""
+    tensors = plan["tensors"]
+    lines = [
+        f"{plan['command']} into {plan['output']}: {tensors['merged']} tensors merged, "
+        f"{tensors['copied']} copied",
+        f"reads {size(plan['bytes_read'])}, writes {size(plan['bytes_written'])} "
+        f"in {len(plan['files'])} files",
+        f"{plan['workers']} workers with {size(plan['buffer_bytes'])} of buffers",
+        *(f"note: {note}" for note in plan["notes"]),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_layers(console: Console, divergence: Divergence) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(worst_layers(divergence, "rel_l2", WORST))
+    by_loss = worst_layers(divergence, "predicted_kl", WORST)
+    names = [*(row.name for row in rows), *(row.name for row in by_loss)]
+    table = Table(title="layers that moved most", box=None, pad_edge=False, title_justify="left")
+    for heading in ("layer", "from", "rel_l2", "predicted_kl", "survival", "changed"):
+        table.add_column(heading, justify="left" if heading in ("layer", "from") else "right")
+    shown = {(row.name, row.parent): row for row in [*rows, *by_loss]}
+    for row in sorted(shown.values(), key=lambda row: names.index(row.name)):
+        table.add_row(Text(row.name), Text(row.parent), *_cells(row))
+    console.print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    kept = ("rel_l2", "predicted_kl", "survival", "changed")
+    return [number(row.metrics[name]) for name in kept]

@@ -1,0 +1,169 @@
+"""Fisher sidecars as merges use them: found beside a model, checked, compared, turned to scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fisher.sidecar import STATISTICS, SidecarError, decode_metadata, statistics
+from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.errors import FormatError, InputError, MismatchError
+from mergekit_cl.merge.fisher import Scale
+
+Normalize = Literal["trace", "l2", "none"]
+NAMES = ("fisher.safetensors", "fisher.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Stored Fisher values and what is known of them (docs/sidecar.md)."""
+
+    checkpoint: Checkpoint
+    metadata: dict[str, Any]
+
+    def digest(self, name: str) -> str | None:
+        """Digest of the weight this tensor's Fisher was taken at."""
+        found: str | None = self.metadata["tensors"].get(name, {}).get("digest")
+        return found
+
+    def reason_missing(self, name: str) -> str:
+        """Why a tensor has no Fisher: buffer, frozen, excluded, unsupported, or 'not listed'."""
+        found: str = self.metadata.get("missing", {}).get(name, "not listed")
+        return found
+
+
+def find_sidecar(model: Checkpoint) -> Path | None:
+    """The sidecar in a model's own folder, if there is one."""
+    places = (model.side_folder / name for name in NAMES)
+    return next((place for place in places if place.is_file()), None)
+
+
+def open_sidecar(path: str | Path) -> Sidecar:
+    """Open a sidecar from its headers.
+
+    Raises FormatError where the file is no sidecar.
+    """
+    checkpoint = open_checkpoint(path)
+    try:
+        return Sidecar(checkpoint, decode_metadata(checkpoint.metadata, str(path)))
+    except SidecarError as error:
+        raise FormatError(
+            "the file is no Fisher sidecar",
+            detail=str(error),
+            hint="make one: clmerge fisher MODEL --data FILE",
+        ) from error
+
+
+def sidecar_of(model: Checkpoint, given: str | Path | None) -> Sidecar:
+    """The sidecar given for a model, else the one in its folder.
+
+    Raises InputError naming the command that makes one; MismatchError where names or shapes are
+    not the model's.
+    """
+    path = given or find_sidecar(model)
+    if path is None:
+        raise InputError(
+            "a model has no Fisher sidecar",
+            detail=f"{model.path}: no {model.side_folder / NAMES[0]}",
+            hint=f"clmerge fisher {model.path} --data FILE",
+        )
+    sidecar = open_sidecar(path)
+    for name, tensor in sidecar.checkpoint.tensors.items():
+        weight = model.tensors.get(name)
+        if weight is None or weight.shape != tensor.shape or not tensor.is_float:
+            have = "nothing" if weight is None else f"{weight.dtype} {list(weight.shape)}"
+            raise MismatchError(
+                "a Fisher sidecar belongs to another model",
+                detail=f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"{model.path} has {have}",
+                hint=f"clmerge fisher {model.path} --data FILE",
+            )
+    return sidecar
+
+
+def check_comparable(sidecars: Sequence[Sidecar]) -> None:
+    """Raise MismatchError unless all share estimator, unit and level."""
+    for key in ("estimator", "unit", "level"):
+        found = {str(sidecar.metadata[key]) for sidecar in sidecars}
+        if len(found) > 1:
+            listed = ", ".join(f"{s.checkpoint.path}: {s.metadata[key]}" for s in sidecars)
+            raise MismatchError(
+                f"the Fisher sidecars differ in {key}, so their numbers do not compare",
+                detail=listed,
+                hint=f"compute them alike, or give --allow-mixed-fisher ({key} is then recorded)",
+            )
+
+
+def common_tensors(sidecars: Sequence[Sidecar]) -> list[str]:
+    """Tensors that every sidecar holds, in the first one's order."""
+    return [
+        name
+        for name in sidecars[0].checkpoint.tensors
+        if all(name in other.checkpoint.tensors for other in sidecars[1:])
+    ]
+
+
+def complete_statistics(sidecar: Sidecar) -> tuple[Sidecar, bool]:
+    """The sidecar with sums for every tensor, and whether they had to be read from its values."""
+    described = sidecar.metadata["tensors"]
+    lacking = [
+        name
+        for name in sidecar.checkpoint.tensors
+        if any(key not in described.get(name, {}) for key in STATISTICS)
+    ]
+    if not lacking:
+        return sidecar, False
+    filled = {
+        name: {**described.get(name, {}), **statistics(sidecar.checkpoint.read(name))}
+        for name in lacking
+    }
+    metadata = {**sidecar.metadata, "tensors": {**described, **filled}}
+    return Sidecar(sidecar.checkpoint, metadata), True
+
+
+def model_scale(sidecar: Sidecar, names: Iterable[str], normalize: Normalize) -> float:
+    """s_k: mean (`trace`) or root mean square (`l2`) of the stored Fisher over `names`, or 1.
+
+    From the float64 sums in the metadata. Raises InputError where every value is 0.
+    """
+    if normalize == "none":
+        return 1.0
+    total, count = _sum_and_count(sidecar, names, "sum" if normalize == "trace" else "sum_squares")
+    scale = total / count if count else 0.0
+    if not scale > 0 or not math.isfinite(scale):
+        raise InputError(
+            "a Fisher sidecar says nothing: its values sum to 0 or are not finite",
+            detail=str(sidecar.checkpoint.path),
+            hint="compute it again on rows that carry a loss",
+        )
+    return scale if normalize == "trace" else math.sqrt(scale)
+
+
+def scales(
+    sidecars: Sequence[Sidecar], weights: Sequence[float], normalize: Normalize, floor: float
+) -> dict[str, tuple[Scale, ...]]:
+    """For every common tensor, each input's weight, factor c_k / s_k and floor eps * m_k.
+
+    floor: relative to the tensor's mean Fisher, or the model's where the tensor's is 0.
+    """
+    names = common_tensors(sidecars)
+    overall = [model_scale(sidecar, names, normalize) for sidecar in sidecars]
+    means = [model_scale(sidecar, names, "trace") for sidecar in sidecars]
+    found = {}
+    for name in names:
+        per_input = []
+        for sidecar, weight, scale, mean in zip(sidecars, weights, overall, means, strict=True):
+            total, count = _sum_and_count(sidecar, [name], "sum")
+            own = total / count if count and total > 0 else mean
+            per_input.append(Scale(weight, weight / scale, floor * own))
+        found[name] = tuple(per_input)
+    return found
+
+
+def _sum_and_count(sidecar: Sidecar, names: Iterable[str], key: str) -> tuple[float, int]:
+    described = sidecar.metadata["tensors"]
+    listed = [described[name] for name in names]
+    return math.fsum(entry[key] for entry in listed), sum(entry["count"] for entry in listed)

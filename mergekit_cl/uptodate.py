@@ -1,0 +1,71 @@
+"""Whether an output already is what a command would make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.block import BLOCK, PieceHash
+from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.checkpoint.dtypes import itemsize
+from mergekit_cl.digest import tensor_digest, weights_digest
+from mergekit_cl.errors import ClmergeError
+from mergekit_cl.manifest import describe_input, read_manifest
+from mergekit_cl.methods.method import Method
+from mergekit_cl.output.target import side_folder
+
+
+def recorded_run(method: Method, options: Mapping[str, Any], target: Path) -> dict[str, Any] | None:
+    """The manifest of an output that this very command made, or None.
+
+    Options and sizes are compared first; then the inputs are read and digested, because a model
+    retrained in the same place has the same names and sizes; last the output's files are looked at.
+    """
+    found = read_manifest(side_folder(target))
+    if found is None or found["command"] != method.command or found["options"] != dict(options):
+        return None
+    sources = method.sources()
+    if len(found["inputs"]) != len(sources):
+        return None
+    for (role, source), recorded in zip(sources, found["inputs"], strict=True):
+        described = describe_input(source, role, None)
+        if described["role"] != recorded["role"] or described["files"] != recorded["files"]:
+            return None
+    if not _is_intact(target, found):
+        return None
+    for (_, source), recorded in zip(sources, found["inputs"], strict=True):
+        digests = checkpoint_digests(source)
+        entries = [(t.name, t.dtype, t.shape, digests[t.name]) for t in source.tensors.values()]
+        if weights_digest(entries) != recorded["weights_digest"]:
+            return None
+    return found
+
+
+def checkpoint_digests(checkpoint: Checkpoint, threads: int = 2) -> dict[str, str]:
+    """The digest of every tensor, read once."""
+    with ThreadPoolExecutor(threads) as pool:
+        names = list(checkpoint.tensors)
+        return dict(zip(names, pool.map(lambda n: _digest(checkpoint, n), names), strict=True))
+
+
+def _digest(checkpoint: Checkpoint, name: str) -> str:
+    tensor = checkpoint.tensors[name]
+    pieces = PieceHash(itemsize(tensor.dtype))
+    for start in range(0, tensor.numel, BLOCK):
+        stop = min(start + BLOCK, tensor.numel)
+        pieces.update(checkpoint.read(name, start, stop))
+        checkpoint.release(name, start, stop)
+    return tensor_digest(pieces.pieces())
+
+
+def _is_intact(target: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether the output's files have the recorded sizes and headers."""
+    try:
+        with open_checkpoint(target) as output:
+            described = describe_input(output, "output", None)
+    except ClmergeError:
+        return False
+    recorded: list[dict[str, Any]] = manifest["outputs"][0]["files"]
+    return sorted(described["files"], key=str) == sorted(recorded, key=str)
