@@ -1,0 +1,233 @@
+"""Summing per-example squares over batches, so that a run can stop after any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisher.batch import Batch
+from fisher.counted import counted
+from fisher.errors import BatchError, EstimatorError, GraphError, StateError
+from fisher.objective import Passes, passes
+from fisher.quiet import quiet
+from fisher.squares.operations import OPERATIONS
+from fisher.squares.probe import pair_of, unseen, why_single
+from fisher.squares.single import collect
+from fisher.squares.sums import Sums
+from fisher.squares.uses import NeedsSingle, Uses
+
+ESTIMATORS = ("mc", "exact", "empirical")
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""A loss of one's own: (model, batch) -> (B,), one number per example, summed not averaged."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A diagonal Fisher and what is needed to read it.
+
+    diagonal: parameter name -> mean per example of the squared gradient, shaped like the parameter.
+    tokens: positions that carried a loss. mean_nll: nats per token of the true labels, None where
+    none was given. missing: name -> reason. standard_error: name -> standard error of the tensor's
+    sum, None for fewer than two examples. tied: name -> the name it is stored under.
+    """
+
+    diagonal: dict[str, Tensor]
+    examples: int
+    tokens: int
+    mean_nll: float | None
+    missing: dict[str, str]
+    standard_error: dict[str, float | None]
+    tied: dict[str, str]
+    estimator: str
+    draws: int
+    seed: int
+
+
+class Accumulator:
+    """The estimator, one batch at a time. The model is its own again after each `add`.
+
+    include: says of a parameter's name whether it counts. frozen: names that are not trained.
+    loss: replaces the likelihood, for `empirical` alone. `examples`, `tokens`: what was added.
+    `single_because`: why rows are taken one at a time, None while they go together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        estimator: str = "mc",
+        draws: int = 1,
+        seed: int = 0,
+        include: Callable[[str], bool] | None = None,
+        frozen: Collection[str] = (),
+        loss: Loss | None = None,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise EstimatorError(f"estimator {estimator!r} is none of {', '.join(ESTIMATORS)}")
+        if draws < 1 or (draws > 1 and estimator != "mc"):
+            raise EstimatorError("draws counts the labels that mc draws: at least 1, otherwise 1")
+        if loss is not None and estimator != "empirical":
+            raise EstimatorError("a loss of one's own has no labels to draw: use empirical")
+        self.examples = 0
+        self.tokens = 0
+        self.single_because: str | None = None
+        self._model = model
+        self._estimator, self._draws, self._seed = estimator, draws, seed
+        self._loss = loss
+        self._counted = counted(model, include=include, frozen=frozen)
+        if not self._counted.parameters:
+            raise EstimatorError("no parameter is left to estimate")
+        self._sums = Sums({name: group[0] for name, group in self._counted.parameters.items()})
+        self._examined = False
+        self._nll = 0.0
+        self._known = 0
+
+    def add(self, batch: Batch, *, labels: Sequence[Tensor] | None = None) -> None:
+        """Add a batch's examples. `labels`, one tensor per draw, replace the ones `mc` draws."""
+        if labels is not None and (self._estimator != "mc" or len(labels) != self._draws):
+            raise EstimatorError(f"labels replace the draws of mc: {self._draws} of them")
+        batch = batch.to(next(iter(self._counted.parameters.values()))[0].device)
+        with quiet(self._model, [p for group in self._counted.parameters.values() for p in group]):
+            if not self._examined:
+                pair = pair_of(batch)
+                self.single_because = why_single(self._model, self._outputs, pair, self._counted)
+                self._examined = True
+            if self.single_because is None:
+                try:
+                    self._add_together(batch, labels)
+                except NeedsSingle as reason:
+                    self.single_because = str(reason)
+            if self.single_because is not None:
+                for index in range(len(batch)):
+                    fixed = labels and [line[index : index + 1] for line in labels]
+                    self._add_single(batch.row(index), fixed)
+        self.examples += len(batch)
+        self.tokens += batch.tokens
+
+    def result(self) -> Estimate:
+        """The estimate so far."""
+        if not self.examples:
+            raise BatchError("no example was added")
+        n = self.examples
+        mean = self._sums.trace / n
+        spread = (self._sums.trace_square / n - mean.square()).clamp(min=0)
+        errors = (spread / max(1, n - 1)).sqrt().tolist()
+        return Estimate(
+            diagonal={name: total / (n * self._draws) for name, total in self._sums.square.items()},
+            examples=n,
+            tokens=self.tokens,
+            mean_nll=self._nll / self._known if self._known else None,
+            missing=dict(self._counted.missing),
+            standard_error={
+                name: error if n > 1 else None
+                for name, error in zip(self._sums.square, errors, strict=True)
+            },
+            tied=dict(self._counted.tied),
+            estimator=self._estimator,
+            draws=self._draws,
+            seed=self._seed,
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `restore` needs: tensors (the live ones, not copies) and values for JSON."""
+        tensors = {f"square.{name}": total for name, total in self._sums.square.items()}
+        tensors |= {"trace": self._sums.trace, "trace_square": self._sums.trace_square}
+        return tensors, {
+            **self._settings(),
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "nll": self._nll,
+            "known": self._known,
+            "examined": self._examined,
+            "single_because": self.single_because,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Continue where `state` was taken, to the same bits as without the interruption."""
+        for key, value in self._settings().items():
+            if numbers.get(key) != value:
+                raise StateError(f"the saved state has {key} {numbers.get(key)!r}, not {value!r}")
+        own, _ = self.state()
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise StateError(f"the saved state has no {name} of shape {tuple(tensor.shape)}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self.examples, self.tokens = numbers["examples"], numbers["tokens"]
+        self._nll, self._known = numbers["nll"], numbers["known"]
+        self._examined, self.single_because = numbers["examined"], numbers["single_because"]
+
+    def _settings(self) -> dict[str, Any]:
+        return {"estimator": self._estimator, "draws": self._draws, "seed": self._seed}
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What gradients start from: logits (..., V), or the losses (B,) of one's own loss."""
+        if self._loss is not None:
+            losses = self._loss(model, batch)
+            if losses.shape != (len(batch),):
+                raise EstimatorError(
+                    f"the loss must be one number per example, ({len(batch)},), "
+                    f"not {tuple(losses.shape)}"
+                )
+            return losses
+        output = model(**batch.inputs)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        return logits
+
+    def _passes(self, root: Tensor, batch: Batch, labels: Sequence[Tensor] | None) -> Passes:
+        if self._loss is not None:
+            return Passes(iter([torch.ones_like(root)]), 1, nll=0.0, known=0)
+        return passes(
+            root,
+            batch,
+            estimator=self._estimator,
+            draws=self._draws,
+            seed=self._seed,
+            labels=labels,
+        )
+
+    def _add_together(self, batch: Batch, labels: Sequence[Tensor] | None) -> None:
+        uses = Uses(self._counted.names(), batch, self._sums, OPERATIONS)
+        with uses:
+            root = self._outputs(self._model, batch)
+        uses.forward_ended()
+        plan = self._passes(root, batch, labels)
+        self._sums.begin(len(batch), uses.crosses(self._sums.square))
+        for gradient, again in _with_more(plan):
+            uses.begin_pass()
+            if root.requires_grad:
+                try:
+                    with uses:
+                        torch.autograd.backward(root, gradient, retain_graph=again)
+                except NeedsSingle as reason:
+                    raise GraphError(f"a batch changed the model's graph: {reason}") from None
+            if names := unseen(self._counted):
+                raise GraphError(f"a batch changed the model's graph: {names[0]} enters elsewhere")
+            self._sums.end_pass()
+        self._close(plan)
+
+    def _add_single(self, row: Batch, labels: Sequence[Tensor] | None) -> None:
+        root = self._outputs(self._model, row)
+        plan = self._passes(root, row, labels)
+        self._sums.begin(1, {})
+        for gradient, again in _with_more(plan):
+            if root.requires_grad:
+                torch.autograd.backward(root, gradient, retain_graph=again)
+            collect(self._counted, self._sums)
+        self._close(plan)
+
+    def _close(self, plan: Passes) -> None:
+        self._sums.end(self._draws)
+        self._nll += plan.nll
+        self._known += plan.known
+
+
+def _with_more(plan: Passes) -> Iterator[tuple[Tensor, bool]]:
+    """Each gradient with whether another follows, for which the graph must stay."""
+    for index, gradient in enumerate(plan.gradients):
+        yield gradient, index + 1 < plan.count
