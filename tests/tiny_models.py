@@ -145,6 +145,31 @@ def tiny_bert_classifier(
     return _saved(model, path, shard_size)
 
 
+def tiny_llama_classifier(
+    path: Path, *, labels: tuple[str, ...] = ("negative", "positive"), seed: int = 0, **config: Any
+) -> Any:
+    """A Llama that classifies by its last token; its config names no padding token."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": None,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+    }
+    built = LlamaConfig(**{**sizes, **config})
+    model = _built(LlamaForSequenceClassification, built, seed, torch.float32)
+    return _saved(model, path, None)
+
+
 def tiny_mixtral(
     path: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: Any
 ) -> Any:

@@ -81,12 +81,18 @@ def _unloadable(checkpoint: Checkpoint, error: Exception) -> InputError:
 
 
 def _check(model: Any, report: dict[str, Any], checkpoint: Checkpoint) -> None:
-    mismatched = sorted(report.get("mismatched_keys") or [])
+    # Version 5 reports (name, stored shape, wanted shape), version 4 may report names alone.
+    mismatched = sorted(
+        entry if isinstance(entry, str) else entry[0]
+        for entry in report.get("mismatched_keys") or []
+    )
     if mismatched:
-        name, stored, wanted = mismatched[0]
+        name = mismatched[0]
+        stored = checkpoint.tensors[name].shape if name in checkpoint.tensors else "different"
         raise MismatchError(
             f"{len(mismatched)} tensors have another shape than config.json says",
-            detail=f"{checkpoint.path}: {name} is {tuple(stored)}, not {tuple(wanted)}",
+            detail=f"{checkpoint.path}: {name} is {stored}, "
+            f"not {tuple(model.state_dict()[name].shape)}",
             hint="use the config.json that was saved with these weights",
         )
     missing = sorted(report.get("missing_keys") or [])

@@ -86,7 +86,9 @@ def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
         if found:
             direct[parameter] = found[0]
             tied.update(dict.fromkeys(found[1:], found[0]))
-            others = {file_name(name, prefix, checkpoint) for name in names} - set(found)
+            # A tensor of the file with other values is none of them, whatever the model ties.
+            others = {file_name(name, prefix, checkpoint) for name in names}
+            others -= checkpoint.tensors.keys()
             tied.update(dict.fromkeys(sorted(others), found[0]))
     tied.update(checkpoint.aliases)
     unmatched = [name for name in groups if name not in direct]

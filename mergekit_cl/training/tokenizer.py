@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.errors import InputError
+from mergekit_cl.training.quiet import quiet_transformers
 
 FILES = (
     "tokenizer.json",
@@ -35,7 +36,10 @@ def load_tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                root, local_files_only=True, trust_remote_code=False
+            )
     # What a broken tokenizer file raises differs by kind and version, up to bare Exception.
     except Exception as error:
         first = str(error).strip().splitlines()
