@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from traceback import print_exception
 from types import FrameType
 from typing import NoReturn
 
@@ -51,7 +52,9 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="clmerge", prog_name="clmerge")
 def cli() -> None:
     """Merge checkpoints exactly, and know what the merge cost.
@@ -83,7 +86,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 1
     except Exception as error:
         if "debug" in flags:
-            raise
+            print_exception(error)
         code = _tell(error, streams)
     sys.exit(code)
 
