@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from mergekit_cl.output.target import (
 )
 from mergekit_cl.plan import Plan, Selection, Step, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
+from mergekit_cl.report.progress import Start
 from mergekit_cl.stream import (
     StreamOptions,
     TensorResult,
@@ -80,10 +81,6 @@ class MergeOutcome:
         return bool((self.manifest.get("verdict") or {}).get("lossy"))
 
 
-Progress = Callable[[str, int], Callable[[int], None]]
-"""(title, total bytes) -> advance(bytes)."""
-
-
 def make_plan(method: Method, options: OutputOptions) -> Plan:
     """Decide everything that headers decide; refuses what can be refused without data."""
     check_apart(options.target, [source for _, source in method.sources()])
@@ -116,7 +113,7 @@ def describe_plan(method: Method, plan: Plan, options: OutputOptions) -> dict[st
     }
 
 
-def run_merge(method: Method, options: OutputOptions, progress: Progress) -> MergeOutcome:
+def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeOutcome:
     """Merge, measure and publish; an identical finished run is only confirmed.
 
     Bad input leaves nothing behind; an interruption or a full disk leaves what the same command
@@ -173,7 +170,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Progress) -> Mer
 
 
 def _stream(
-    method: Method, plan: Plan, options: OutputOptions, staging: Staging, progress: Progress
+    method: Method, plan: Plan, options: OutputOptions, staging: Staging, progress: Start
 ) -> dict[str, TensorResult]:
     entries = [e for e in staging.journal.read() if (staging.out / e["shard"]).exists()]
     finished = from_entries(entries, plan.layout)

@@ -95,8 +95,8 @@ def plan_merge(
     read) and are copied, counters from the last input. Raises MismatchError listing every name or
     shape that differs; InputError for types that cannot be merged.
     """
+    check_mergeable(checkpoints)  # first: quantised files also differ in names and types
     check_same_tensors(checkpoints)
-    check_mergeable(checkpoints)
     steps = {}
     copied = []
     for name, first in checkpoints[0].tensors.items():
@@ -158,7 +158,7 @@ def check_same_tensors(checkpoints: Sequence[Checkpoint]) -> None:
         raise MismatchError(
             f"the inputs differ in {len(found)} tensors",
             detail="\n  ".join(found),
-            hint="merge checkpoints of one architecture; clmerge inspect shows what each holds",
+            hint="merge checkpoints of one architecture",
         )
 
 

@@ -46,10 +46,16 @@ class PickledFile:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the first bytes are those of a torch file, zipped (since 1.6) or legacy."""
+    """Whether the first bytes are those of a torch file, zipped (since 1.6) or legacy.
+
+    A safetensors file may begin with any byte, the pickle mark 0x80 among them: it is known by the
+    brace after its header's length.
+    """
     with path.open("rb") as stream:
-        start = stream.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        start = stream.read(9)
+    if start[8:] == b"{":
+        return False
+    return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
 
 
 def _load(path: Path) -> Any:

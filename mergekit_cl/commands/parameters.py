@@ -77,3 +77,18 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if not all(abs(number) < float("inf") for number in numbers):
             self.fail(f"{value!r} holds a number that is not finite")
         return numbers
+
+
+class BatchSize(click.ParamType[int | None]):
+    """Rows per batch; `auto` gives None, which chooses by model and data."""
+
+    name = "rows"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return None
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither auto nor a number of rows")
+        return int(value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-Advance = Callable[[int], None]
+from mergekit_cl.report.progress import Start, no_progress, progress_display
 
 
 class Streams:
@@ -36,12 +36,10 @@ class Streams:
         print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int], Advance]]:
-        """Gives start(title, total bytes) -> advance(bytes); a bar, plain lines, or silence."""
+    def progress(self) -> Iterator[Start]:
+        """Gives start(title, total, unit) -> advance(done): a bar, plain lines, or silence."""
         if self.quiet:
-            yield lambda title, total: lambda done: None
+            yield no_progress
             return
-        from mergekit_cl.report.progress import progress_display
-
         with progress_display(sys.stderr) as start:
             yield start

@@ -12,6 +12,13 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
+def amount(count: float, unit: str) -> str:
+    """Bytes by `size`, anything else as a number with its unit."""
+    if unit == "bytes":
+        return size(count)
+    return f"{count:.0f} {unit}" if count >= 10 or count == int(count) else f"{count:.1f} {unit}"
+
+
 def duration(seconds: float) -> str:
     """'0.4 s', '3 min 20 s', '2 h 5 min'."""
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""Bytes done, bytes per second, time left: a bar on a terminal, plain lines elsewhere."""
+"""How much is done, how fast, time left: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,42 +6,58 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Literal, Protocol, TextIO
 
-from mergekit_cl.report.amounts import duration, size
+from mergekit_cl.report.amounts import amount, duration
 
 SECONDS_BETWEEN_LINES = 5.0
+Unit = Literal["bytes", "rows"]
 Advance = Callable[[int], None]
 
 
+class Start(Protocol):
+    """Begins to show progress towards a total; gives what to call with each amount done."""
+
+    def __call__(self, title: str, total: int, unit: Unit = "bytes") -> Advance: ...
+
+
+def no_progress(title: str, total: int, unit: Unit = "bytes") -> Advance:
+    """Show nothing."""
+    return lambda done: None
+
+
 @contextmanager
-def progress_display(stream: TextIO) -> Iterator[Callable[[str, int], Advance]]:
-    """Gives start(title, total) -> advance(done); advance may be called from any thread."""
+def progress_display(stream: TextIO) -> Iterator[Start]:
+    """Show progress on a stream; what `start` gives may be called from any thread."""
     if not stream.isatty():
-        yield lambda title, total: PlainProgress(stream, title, total)
+
+        def plain(title: str, total: int, unit: Unit = "bytes") -> Advance:
+            return PlainProgress(stream, title, total, unit)
+
+        yield plain
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(file=stream), transient=True) as bar:
 
-        def start(title: str, total: int) -> Advance:
-            task = bar.add_task(title, total=total)
-            return lambda done: bar.advance(task, done)
+        def start(title: str, total: int, unit: Unit = "bytes") -> Advance:
+            task = bar.add_task(title, total=total, said="")
+
+            def advance(done: int) -> None:
+                bar.advance(task, done)
+                seen = bar.tasks[task]
+                rate = f", {amount(seen.speed, unit)}/s" if seen.speed else ""
+                whole = f"{amount(seen.completed, unit)} of {amount(total, unit)}"
+                bar.update(task, said=whole + rate)
+
+            return advance
 
         yield start
 
@@ -54,11 +70,13 @@ class PlainProgress:
         stream: TextIO,
         title: str,
         total: int,
+        unit: Unit = "bytes",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._title = title
         self._total = total
+        self._unit: Unit = unit
         self._clock = clock
         self._done = 0
         self._started = self._told = clock()
@@ -73,9 +91,8 @@ class PlainProgress:
             self._told = now
             rate = self._done / (now - self._started)
             left = duration((self._total - self._done) / rate) if rate else "unknown time"
-            print(
-                f"{self._title}: {size(self._done)} of {size(self._total)}, "
-                f"{size(rate)}/s, {left} left",
-                file=self._stream,
-                flush=True,
+            self._stream.write(
+                f"{self._title}: {amount(self._done, self._unit)} of "
+                f"{amount(self._total, self._unit)}, {amount(rate, self._unit)}/s, {left} left\n"
             )
+            self._stream.flush()

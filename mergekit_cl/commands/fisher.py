@@ -1,0 +1,94 @@
+"""`clmerge fisher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_cl.commands.options import everywhere, output_options
+from mergekit_cl.commands.parameters import BatchSize, DType
+from mergekit_cl.commands.streams import Streams
+
+
+@click.command("fisher")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--data", multiple=True, required=True, metavar="PATH", help="File, directory or quoted glob."
+)
+@click.option("--text-field", metavar="NAME", help="Field of the text, where it is not `text`.")
+@click.option("--label-field", metavar="NAME", help="Field of the label, where it is not `label`.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="A PEFT adapter to apply to the weights."
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(["mc", "exact", "empirical"]),
+    help="Default: exact for classifiers of up to 64 classes, else mc.",
+)
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Labels, mc.")
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows.")
+@click.option(
+    "--max-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens per row."
+)
+@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Rows.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of rows and drawn labels.")
+@click.option(
+    "--store-dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of the sidecar.",
+)
+@click.option(
+    "--compute-dtype", type=DType(), default="float32", show_default=True, help="Of the model."
+)
+@output_options(None)
+@everywhere
+@click.pass_obj
+def command(
+    streams: Streams,
+    /,
+    model: str,
+    data: tuple[str, ...],
+    output: Path | None,
+    store_dtype: str,
+    dry_run: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    **values: Any,
+) -> int:
+    """Compute a Fisher sidecar for a model.
+
+    \b
+    clmerge fisher MODEL --data rows.jsonl
+    clmerge fisher MODEL --data 'texts/*.txt' --samples 512 --max-length 256
+    """
+    from mergekit_cl.estimating.request import FisherRequest
+    from mergekit_cl.estimating.run import run_fisher
+    from mergekit_cl.plan import Selection
+    from mergekit_cl.report.fisher import fisher_document, plan_document, print_fisher, print_plan
+
+    request = FisherRequest(
+        model=Path(model),
+        data=data,
+        target=output,
+        store_dtype={"bfloat16": "BF16", "float32": "F32"}[store_dtype],
+        selection=Selection(include, exclude),
+        **values,
+    )
+    if dry_run:
+        plan = plan_document(request)
+        streams.document(plan)
+        if not streams.json:
+            print_plan(plan)
+        return 0
+    with streams.progress() as start:
+        outcome = run_fisher(request, start, streams.say)
+    for note in outcome.notes:
+        streams.say(f"note: {note}")
+    streams.document(fisher_document(outcome))
+    if not streams.quiet:
+        print_fisher(outcome)
+    return 0
