@@ -44,11 +44,13 @@ def clmerge(*arguments: str | Path) -> Result:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main([str(argument) for argument in arguments])
     except SystemExit as end:
-        assert isinstance(end.code, int)
-        return Result(end.code, out.getvalue(), err.getvalue())
+        code = int(str(end.code))
+    else:
+        raise AssertionError("main returned instead of exiting")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 def start(
@@ -78,7 +80,7 @@ def snapshot(*roots: Path) -> dict[str, bytes | None]:
     for root in roots:
         for path in [root, *sorted(root.rglob("*"))]:
             if path.is_symlink():
-                found[str(path)] = os.readlink(path).encode()
+                found[str(path)] = str(path.readlink()).encode()
             else:
                 found[str(path)] = path.read_bytes() if path.is_file() else None
     return found
