@@ -1,5 +1,6 @@
 """From a model and rows to a published Fisher sidecar.
 
-request.py (what was asked), run.py (the steps in order), state.py (an unfinished run on the disk),
-store.py (tensors and metadata into the sidecar's files).
+request.py (what was asked), run.py (the steps in order), place.py (where it may go), identity.py
+(what decides its values), state.py (an unfinished run on the disk), publish.py (described, moved),
+store.py (tensors into files).
 """

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.estimating.place import memory_needed, sidecar_target
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
-from mergekit_cl.estimating.run import memory_needed, sidecar_target
 from mergekit_cl.report.amounts import duration, size
 
 

@@ -1,0 +1,87 @@
+"""Where a sidecar goes and whether it may: decided before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.dtypes import torch_dtype
+from mergekit_cl.errors import FormatError, OptionError, OutputError
+from mergekit_cl.estimating.request import FisherRequest
+from mergekit_cl.output.staging import Staging
+from mergekit_cl.sidecar import NAMES, Sidecar, open_sidecar
+
+
+def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
+    """Where the sidecar goes; raises OutputError where the model's folder cannot be written."""
+    target = given or checkpoint.side_folder / NAMES[0]
+    if target.suffix != ".safetensors":
+        raise OptionError(
+            "a sidecar is a .safetensors file",
+            detail=f"-o {target}",
+            hint=f"-o {target}.safetensors",
+        )
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise OutputError(
+            "the model's folder cannot be written to",
+            detail=str(target),
+            hint=f"clmerge fisher {checkpoint.path} --data ... -o fisher.safetensors, "
+            "then clmerge fisher-merge ... --fisher fisher.safetensors",
+        )
+    return target
+
+
+def existing_sidecar(target: Path) -> Sidecar | None:
+    """The sidecar already at a place, whole or sharded; None where there is none that opens."""
+    for path in (target, target.with_name(target.name + ".index.json")):
+        if path.is_file():
+            try:
+                return open_sidecar(path)
+            except FormatError:
+                return None
+    return None
+
+
+def check_replaceable(
+    target: Path, existing: Sidecar | None, digest: str, request: FisherRequest
+) -> None:
+    """A sidecar of weights that are no longer there may go; anything else needs --force."""
+    if not target.exists() or request.force:
+        return
+    if existing is not None and existing.metadata.get("weights_digest") != digest:
+        return
+    raise OutputError(
+        "the sidecar exists and was made with other options or data",
+        detail=str(target),
+        hint="add --force to replace it, or choose another -o",
+    )
+
+
+def open_staging(target: Path, identity: dict[str, Any], request: FisherRequest) -> Staging:
+    """Take the temporary place beside the sidecar, or continue an unfinished run's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Staging(target, side_folder=target.parent)
+    staging.open({"command": "fisher", **identity}, restart=request.restart)
+    return staging
+
+
+def memory_needed(request: FisherRequest, checkpoint: Checkpoint) -> int:
+    """Bytes of weights and float32 sums; activations come on top."""
+    weights = sum(tensor.numel for tensor in checkpoint.tensors.values())
+    return weights * (torch_dtype(request.compute_dtype).itemsize + 4)
+
+
+def check_memory(request: FisherRequest, checkpoint: Checkpoint) -> None:
+    """Raise OptionError where the memory limit is below `memory_needed`."""
+    needed = memory_needed(request, checkpoint)
+    if request.memory is not None and needed > request.memory:
+        raise OptionError(
+            "the memory limit is below what the weights and their Fisher take",
+            detail=f"--memory {request.memory}: {needed} bytes are needed",
+            hint="give more, or --compute-dtype bfloat16",
+        )

@@ -1,0 +1,95 @@
+"""A finished estimate, described and moved into its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.dtypes import long_name
+from mergekit_cl.estimating.request import FisherRequest
+from mergekit_cl.estimating.store import store
+from mergekit_cl.manifest import versions
+from mergekit_cl.output.staging import Staging
+
+if TYPE_CHECKING:
+    from fisher.accumulator import Estimate
+    from mergekit_cl.training.encode import Encoded
+    from mergekit_cl.training.model import BuiltModel
+
+
+def describe_estimate(
+    request: FisherRequest,
+    built: BuiltModel,
+    encoded: Encoded,
+    estimate: Estimate,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """The metadata of docs/sidecar.md but for the statistics per tensor."""
+    missing = dict(built.missing)
+    for parameter, reason in estimate.missing.items():
+        missing.update(dict.fromkeys(built.files_of(parameter), reason))
+    return {
+        **described,
+        "estimator": estimate.estimator,
+        "draws": estimate.draws,
+        "level": "sequence" if built.kind == "causal-lm" else "example",
+        "unit": "per_example",
+        "examples": estimate.examples,
+        "tokens": estimate.tokens,
+        "max_length": encoded.max_length,
+        "seed": request.seed,
+        "mean_nll": estimate.mean_nll,
+        "missing": missing,
+        "tied": dict(built.tied),
+        "calibration": None,
+        "compute_dtype": long_name(request.compute_dtype),
+        "versions": versions(),
+    }
+
+
+def publish_estimate(
+    request: FisherRequest,
+    checkpoint: Checkpoint,
+    built: BuiltModel,
+    estimate: Estimate,
+    metadata: dict[str, Any],
+    digests: dict[str, str],
+    staging: Staging,
+) -> dict[str, Any]:
+    """Write, then move the sidecar into its place; returns its whole metadata."""
+    errors = _standard_errors(built, estimate)
+    described = {
+        name: {"digest": digests[name], "standard_error": errors.get(name)}
+        for name in checkpoint.tensors
+    }
+    diagonal = (
+        (name, values)
+        for name, values in built.by_file(estimate.diagonal)
+        if name in request.selection
+    )
+    target = staging.target
+    layout, whole = store(
+        staging.out,
+        checkpoint,
+        diagonal,
+        metadata,
+        described,
+        dtype=request.store_dtype,
+        stem=target.name.removesuffix(".safetensors"),
+        shard_size=request.shard_size,
+    )
+    names = [shard.file for shard in layout.shards]
+    names += [layout.index_name] if layout.index is not None else []
+    staging.publish_over(target.parent, tuple(names))
+    other = target.name if layout.index is not None else layout.index_name
+    (target.parent / other).unlink(missing_ok=True)
+    return whole
+
+
+def _standard_errors(built: BuiltModel, estimate: Estimate) -> dict[str, float | None]:
+    """By file tensor, where a parameter is one whole tensor of the file; else unknown."""
+    return {
+        built.names[parameter]: error
+        for parameter, error in estimate.standard_error.items()
+        if parameter in built.names
+    }
