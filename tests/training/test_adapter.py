@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.errors import ClmergeError
+from mergekit_cl.training import adapter as adapter_module
 from mergekit_cl.training.model import BuiltModel, build
 from tests.tiny_models import tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_mixtral
 
@@ -125,6 +126,23 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     kept = {name: values for name, values in adapter.items() if name != gone}
     save_file(kept, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     assert gone in (refusal(tmp_path / "base", tmp_path / "adapter").detail or "")
+
+
+def test_an_adapter_tensor_that_is_not_in_the_model_as_stored_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_llama(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    wrap = adapter_module._wrap
+
+    def wrap_badly(model: Any, folder: Path) -> Any:
+        wrapped = wrap(model, folder)
+        name = next(name for name, _ in wrapped.named_parameters() if "lora_B" in name)
+        wrapped.get_parameter(name).data.zero_()
+        return wrapped
+
+    monkeypatch.setattr(adapter_module, "_wrap", wrap_badly)
+    assert "lora_B" in (refusal(tmp_path / "base", tmp_path / "adapter").detail or "")
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,9 @@ def test_eight_bit_floats_are_refused_by_tensor(tmp_path: Path) -> None:
     tiny_llama(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     edit_weights(tmp_path, lambda w: {**w, name: w[name].to(torch.float8_e4m3fn)})
-    assert name in (refusal(tmp_path).detail or "")
+    error = refusal(tmp_path)
+    assert "quantised" in error.message
+    assert name in (error.detail or "")
 
 
 @pytest.mark.parametrize(
@@ -341,14 +344,44 @@ def test_a_row_end_token_is_given_to_a_classifier_that_has_none(tmp_path: Path) 
     assert built(tmp_path / "none", pad_id=3).model.config.pad_token_id == 3
 
 
-def test_nothing_is_printed_while_a_model_loads(
+def test_nothing_is_reported_while_a_model_loads(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from transformers.utils import logging as reports
+
     tiny_bert_classifier(tmp_path)
     edit_weights(tmp_path, lambda w: {**w, "cls.predictions.bias": torch.ones(3)})
+    heard: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    listener = Listener()
+    reports.add_handler(listener)
     capfd.readouterr()
-    built(tmp_path)
+    try:
+        built(tmp_path)
+    finally:
+        reports.remove_handler(listener)
     assert capfd.readouterr() == ("", "")
+    assert heard == []
+
+
+@pytest.mark.parametrize("leftover", [{}, {"cls.predictions.bias": torch.ones(3)}])
+def test_a_head_that_its_class_would_make_up_in_silence_is_refused(
+    leftover: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertForSequenceClassification
+
+    patterns = {"classifier"}
+    monkeypatch.setattr(BertForSequenceClassification, "_keys_to_ignore_on_load_missing", patterns)
+    tiny_bert_classifier(tmp_path)
+    edit_weights(
+        tmp_path,
+        lambda w: {k: v for k, v in w.items() if not k.startswith("classifier.")} | leftover,
+    )
+    assert "classifier.weight" in (refusal(tmp_path).detail or "")
 
 
 def test_a_stack_of_experts_comes_apart_into_one_tensor_per_expert(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_short_paragraphs_are_joined_and_longer_pieces_end_with_a_paragraph() ->
     assert cut(text, 16) == ["one\n\ntwo", "three four\nfive", "six"]
 
 
+def test_a_paragraph_that_fills_half_a_piece_is_one() -> None:
+    assert cut("aaaa bbbb\n\ncc\n", 18) == ["aaaa bbbb", "cc"]
+    assert cut("aaaa bbbb\n\ncc\n", 19) == ["aaaa bbbb\n\ncc"]
+
+
 def test_a_piece_is_placed_at_its_first_line() -> None:
     lines = list(enumerate(["\n", "one\n", "\n", "two\n"], 1))
     assert list(passages(lines, 3)) == [(2, "one"), (4, "two")]
