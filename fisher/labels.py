@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +33,11 @@ _CHUNK = 2**17
 class Softmax:
     """The distribution at some positions.
 
-    where: (R,) indices into the flattened labels. mass: (R, V) float64, proportional to the
+    where: R neighbours among the flattened labels. mass: (R, V) float64, proportional to the
     probabilities. cumulative: (R, V) its running sum. logsumexp: (R,) float64, of the logits.
     """
 
-    where: Tensor
+    where: slice
     mass: Tensor
     cumulative: Tensor
     logsumexp: Tensor
@@ -47,17 +48,23 @@ class Softmax:
         return self.cumulative[:, -1:]
 
 
-def carrying(labels: Tensor) -> Tensor:
-    """(M,) indices into the flattened labels of the positions that carry a loss, in order."""
-    return (labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
+def runs(labels: Tensor, longest: int) -> Iterator[slice]:
+    """The positions that carry a loss, as runs of neighbours among the flattened labels.
+
+    Runs and not indices, since a slice of the logits is free and a selection is a copy.
+    """
+    carries = np.pad((labels.reshape(-1) != IGNORE).cpu().numpy(), 1).astype(np.int8)
+    steps = np.diff(carries)
+    for start, stop in zip(np.flatnonzero(steps > 0), np.flatnonzero(steps < 0), strict=True):
+        for begin in range(start, stop, longest):
+            yield slice(begin, min(begin + longest, int(stop)))
 
 
 def softmaxes(logits: Tensor, labels: Tensor) -> Iterator[Softmax]:
     """The model's distribution at every position that carries a loss, a chunk at a time."""
     flat = logits.detach().reshape(-1, logits.shape[-1])
-    rows = max(1, _CHUNK // flat.shape[1])
-    for where in torch.split(carrying(labels), rows):
-        scores = flat[where].double()
+    for where in runs(labels, max(1, _CHUNK // flat.shape[1])):
+        scores = flat[where].to(torch.float64, copy=True)  # float64 logits stay as they are
         peak = scores.amax(dim=1, keepdim=True)
         mass = scores.sub_(peak).exp_()
         cumulative = mass.cumsum(dim=1)
@@ -99,7 +106,7 @@ def mc(
     drawn = torch.full((draws, labels.numel()), IGNORE, dtype=torch.int64, device=labels.device)
     done = 0
     for softmax in softmaxes(logits, labels):
-        count = len(softmax.where)
+        count = len(softmax.mass)
         drawn[:, softmax.where] = invert(softmax, uniform[done : done + count]).T
         done += count
     return [line.reshape(labels.shape) for line in drawn]

@@ -87,17 +87,17 @@ def _measure(
     nll = torch.zeros((), dtype=torch.float64, device=logits.device)
     done = 0
     for chunk in softmaxes(logits, batch.labels):
-        where, count = chunk.where, len(chunk.where)
-        if not bool(chunk.logsumexp.isfinite().all()):
-            row = int(where[chunk.logsumexp.isfinite().logical_not()][0])
-            row //= truth.numel() // len(batch)
+        where, count = chunk.where, len(chunk.mass)
+        finite = chunk.logsumexp.isfinite()
+        if not bool(finite.all()):
+            row = (where.start + int(finite.int().argmin())) // (truth.numel() // len(batch))
             raise BatchError(f"the model's outputs for row {batch.row_ids[row]} are not finite")
         if uniform is not None:
             drawn[:, where] = invert(chunk, uniform[done : done + count]).T
         true = truth[where]
-        given = scores[where, true.clamp(min=0)].double()
+        given = scores[where].gather(1, true.clamp(min=0).unsqueeze(1)).squeeze(1).double()
         nll += ((chunk.logsumexp - given) * (true >= 0)).sum()
-        flat[where] = chunk.mass.div_(chunk.total).to(flat.dtype)
+        torch.div(chunk.mass, chunk.total, out=flat[where])
         done += count
     return softmax, [line.view(batch.labels.shape) for line in drawn], float(nll)
 

@@ -82,6 +82,6 @@ def _targets(
     elif estimator == "empirical":
         yield empirical(row.labels) if fixed is None else fixed[0], 1.0
     else:
-        drawn = mc(logits, row.labels, row.row_ids, seed=seed, draws=draws)
-        for target in drawn if fixed is None else fixed:
+        drawn = fixed or mc(logits, row.labels, row.row_ids, seed=seed, draws=draws)
+        for target in drawn:
             yield target, 1.0 / draws

@@ -70,22 +70,21 @@ class Sums:
         product = self._buffer(left, step * columns)
         squared = product if product.dtype == total.dtype else self._buffer(total, step * columns)
         dots = torch.empty(-(-rows // step), size, dtype=total.dtype, device=total.device)
-        for index, part in enumerate(torch.split(total, step)):
-            start = index * step
-            count = part.numel()
-            block = product[:count].view_as(part)
-            flat = squared[:count]
-            gradient = flat.view_as(part)
-            for example in range(size):
-                columns_of_left = left[example, :, start : start + len(part)]
-                torch.mm(columns_of_left.T, right[example], out=block)
+        sides = [(side.T, other) for side, other in zip(left, right, strict=True)]
+        for index, (part, line) in enumerate(zip(torch.split(total, step), dots, strict=True)):
+            start, stop = index * step, index * step + len(part)
+            block = product[: part.numel()].view_as(part)
+            flat = squared[: part.numel()]
+            gradient = block if squared is product else flat.view_as(part)
+            for example, ((side, other), dot) in enumerate(zip(sides, line, strict=True)):
+                torch.mm(side[start:stop], other, out=block)
                 if gradient is not block:
                     gradient.copy_(block)
                 if cross is not None and borders is not None:
                     low, high = borders[example][index : index + 2]
                     cross.take(example, low, high, start, gradient)
                 part.addcmul_(gradient, gradient)
-                torch.dot(flat, flat, out=dots[index, example])
+                torch.dot(flat, flat, out=dot)
         traces += dots.double().sum(0)
 
     def rows(self, name: str, ids: Tensor, gradient: Tensor, padding_idx: int | None) -> None:

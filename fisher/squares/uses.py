@@ -10,7 +10,7 @@ their content, as routers to experts do. Then rows are taken one at a time, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,20 +92,30 @@ class Uses(TorchFunctionMode):
     ) -> Any:
         """Replace what is known, let through what is harmless, refuse the rest."""
         kwargs = kwargs or {}
-        if _regroups(func, args, kwargs):
+        if func in _REGROUPING and _REGROUPING[func](args, kwargs):
             raise NeedsSingle(f"the model regroups rows by their content ({_title(func)})")
-        handles = [self.handle(value) for value in _flat(args, kwargs)]
-        touched = sorted({handle.name for handle in handles if handle})
-        if not touched:
+        if not self._touches((*args, *kwargs.values())):
             return func(*args, **kwargs)
         if func in self._operations:
             result = self._operations[func](self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        if any(isinstance(t, Tensor) and t.requires_grad for t in _flat((result,), {})):
-            raise NeedsSingle(f"{', '.join(touched)} enters {_title(func)}")
+        if any(t.requires_grad for t in _tensors((result,))):
+            handles = map(self.handle, _tensors((*args, *kwargs.values())))
+            names = sorted({handle.name for handle in handles if handle})
+            raise NeedsSingle(f"{', '.join(names)} enters {_title(func)}")
         return result
+
+    def _touches(self, values: Iterable[Any]) -> bool:
+        """Whether a counted parameter is among the arguments; asked of every call."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if id(value) in self._names or id(value) in self._handles:
+                    return True
+            elif isinstance(value, (list, tuple)) and self._touches(value):
+                return True
+        return False
 
     # What operations ask and tell.
 
@@ -156,30 +166,37 @@ class Uses(TorchFunctionMode):
         return Use(use.sink, use.size, weight=weight.name, padding_idx=padding_idx)
 
 
-_REGROUPING = frozenset(
-    getattr(home, name)
-    for home in (torch, torch.Tensor)
-    for name in ("nonzero", "masked_select", "unique", "topk", "sort", "argsort")
-)
-"""What rows are picked or permuted with by their content."""
+def _always(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return True
 
 
-def _regroups(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    if func is torch.Tensor.__getitem__:
-        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return any(isinstance(p, Tensor) and p.dtype == torch.bool for p in parts)
-    if func is torch.where:
-        return len(args) + len(kwargs) == 1
-    return func in _REGROUPING
+def _one_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return len(args) + len(kwargs) == 1
 
 
-def _flat(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterable[Any]:
-    """Arguments, and the members of those that are lists, at any depth."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value, {})
-        else:
+def _by_mask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return any(index.dtype == torch.bool for index in _tensors(args[1:]))
+
+
+_REGROUPING: Mapping[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], bool]] = {
+    **{
+        getattr(home, name): _always
+        for home in (torch, torch.Tensor)
+        for name in ("nonzero", "masked_select", "unique", "topk", "sort", "argsort")
+    },
+    torch.where: _one_argument,
+    torch.Tensor.__getitem__: _by_mask,
+}
+"""What rows are picked or permuted with by their content, and for which arguments."""
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among values, in lists and tuples at any depth."""
+    for value in values:
+        if isinstance(value, Tensor):
             yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def _title(func: Any) -> str:

@@ -131,3 +131,11 @@ def test_a_batch_that_does_not_fit_together_is_refused() -> None:
         Batch({"input_ids": ids}, torch.zeros(1, 3, dtype=torch.int64), ("a",))
     with pytest.raises(BatchError, match="row b has no position"):
         Batch({"input_ids": ids}, torch.tensor([[1, 2, 3], [IGNORE] * 3]), ("a", "b"))
+
+
+def test_drawing_leaves_the_logits_as_they_are_in_any_precision() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        logits = torch.randn(2, 3, 8).to(dtype)
+        before = logits.clone()
+        mc(logits, torch.zeros(2, 3, dtype=torch.int64), ("a", "b"), seed=0)
+        assert torch.equal(logits, before)
