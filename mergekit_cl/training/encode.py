@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fisher.batch import IGNORE, UNKNOWN, Batch
 from mergekit_cl.errors import DataError, InputError
+from mergekit_cl.training.architecture import Task
 from mergekit_cl.training.labels import class_index, class_names
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import length_limit, pad_id
 from mergekit_cl.training.tokens import tokenize
-
-Task = Literal["causal-lm", "classifier"]
 
 
 @dataclass(frozen=True, slots=True)
