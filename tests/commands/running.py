@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.cli import main
+from tests.commands.trees import snapshot
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,6 @@ def process(*arguments: str | Path, cwd: Path | None = None, **environment: str)
     running = start(*arguments, cwd=cwd, **environment)
     out, err = running.communicate(timeout=120)
     return Result(running.returncode, out, err)
-
-
-def snapshot(*roots: Path) -> dict[str, bytes | None]:
-    """Every file below the roots with its bytes, every folder and link with its target or None."""
-    found: dict[str, bytes | None] = {}
-    for root in roots:
-        for path in [root, *sorted(root.rglob("*"))]:
-            if path.is_symlink():
-                found[str(path)] = str(path.readlink()).encode()
-            else:
-                found[str(path)] = path.read_bytes() if path.is_file() else None
-    return found
 
 
 def failure_lines(result: Result) -> list[str]:
