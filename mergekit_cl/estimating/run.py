@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.device import choose_device
-from mergekit_cl.errors import ClmergeError, Interrupted, OptionError, OutputError
+from mergekit_cl.errors import ClmergeError, DataError, Interrupted, OptionError, OutputError
 from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.place import (
     check_memory,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_SAVES = 30.0
 EXACT_CLASSES = 64
+CHARACTERS_PER_TOKEN = 4  # of English: how long a passage of plain text is cut
 Tell = Callable[[str], None]
 
 
@@ -52,7 +53,10 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
     with open_checkpoint(request.model) as checkpoint:
         target = sidecar_target(checkpoint, request.target)
         rows = read_rows(
-            request.data, text_field=request.text_field, label_field=request.label_field
+            request.data,
+            text_field=request.text_field,
+            label_field=request.label_field,
+            passage=CHARACTERS_PER_TOKEN * request.max_length,
         )
         choice = choose(rows, request.samples, request.seed)
         digests = checkpoint_digests(checkpoint)
@@ -155,7 +159,7 @@ def _accumulate(
 ) -> Accumulator:
     """Every batch into the sums, from where an interrupted run stopped."""
     from fisher.accumulator import Accumulator
-    from fisher.errors import FisherError
+    from fisher.errors import EstimatorError, FisherError
     from mergekit_cl.report.amounts import duration
 
     def counts(parameter: str) -> bool:
@@ -175,7 +179,7 @@ def _accumulate(
                 accumulator.add(batch)
                 advance(len(batch))
                 now = time.perf_counter()
-                if number == done + 1:
+                if number == done + 1 and accumulator.examples < len(encoded.rows):
                     left = len(encoded.rows) - accumulator.examples
                     expected = duration((now - began) / len(batch) * left)
                     tell(f"about {expected} left for {left} rows, judged by the first batch")
@@ -184,10 +188,12 @@ def _accumulate(
                     told = time.perf_counter()
                 if (number_caught := caught()) is not None:
                     raise Interrupted(number_caught)
-    except FisherError as error:
+    except EstimatorError as error:
         raise OptionError(
             str(error), detail=str(request.model), hint="clmerge fisher --help"
         ) from error
+    except FisherError as error:
+        raise DataError(str(error), detail=", ".join(request.data)) from error
     return accumulator
 
 
