@@ -42,7 +42,7 @@ def nearest(value: Fraction, dtype: torch.dtype) -> float:
     unit = spacing(value, dtype)
     rounded = round(value / unit) * unit  # Python rounds fractions half to even
     if abs(rounded) > Fraction(FORMATS[dtype].largest):
-        return math.copysign(math.inf, rounded)
+        return math.inf if rounded > 0 else -math.inf
     return float(rounded)
 
 
