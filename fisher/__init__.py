@@ -9,10 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fisher.accumulator import Accumulator, Estimate
     from fisher.batch import IGNORE, UNKNOWN, Batch
     from fisher.errors import BatchError, EstimatorError, FisherError, GraphError, StateError
+    from fisher.estimation import estimate
+    from fisher.sidecar import SidecarError, load, save
 
 _HOMES = {
+    "Accumulator": "fisher.accumulator",
+    "Estimate": "fisher.accumulator",
     "Batch": "fisher.batch",
     "IGNORE": "fisher.batch",
     "UNKNOWN": "fisher.batch",
@@ -21,17 +26,27 @@ _HOMES = {
     "FisherError": "fisher.errors",
     "GraphError": "fisher.errors",
     "StateError": "fisher.errors",
+    "estimate": "fisher.estimation",
+    "SidecarError": "fisher.sidecar",
+    "load": "fisher.sidecar",
+    "save": "fisher.sidecar",
 }
 
 __all__ = [
     "IGNORE",
     "UNKNOWN",
+    "Accumulator",
     "Batch",
     "BatchError",
+    "Estimate",
     "EstimatorError",
     "FisherError",
     "GraphError",
+    "SidecarError",
     "StateError",
+    "estimate",
+    "load",
+    "save",
 ]
 
 
