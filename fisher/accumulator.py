@@ -199,11 +199,9 @@ class Accumulator:
         plan = self._passes(root, batch, labels)
         self._sums.begin(len(batch), uses.crosses(self._sums.square))
         for gradient, again in _with_more(plan):
-            uses.begin_pass()
             if root.requires_grad:
                 try:
-                    with uses:
-                        torch.autograd.backward(root, gradient, retain_graph=again)
+                    uses.backward(root, gradient, again=again)
                 except NeedsSingle as reason:
                     raise GraphError(f"a batch changed the model's graph: {reason}") from None
             if names := unseen(self._counted):

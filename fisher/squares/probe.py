@@ -71,8 +71,7 @@ def why_single(
             root = outputs(model, pair)
         uses.forward_ended()
         if root.requires_grad:
-            with uses:
-                torch.autograd.backward(root, _first_row_only(root, pair.labels))
+            uses.backward(root, _first_row_only(root, pair.labels), again=False)
     except NeedsSingle as reason:
         return str(reason)
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,31 +27,37 @@ class Sink(Protocol):
 
 
 class Once:
-    """A sink that lets a parameter's gradient through once per backward pass and kind of use."""
+    """A sink that lets a parameter's gradient through once per backward pass and kind of use.
+
+    What happens behind it is nobody's forward pass: no function mode sees it.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.arrived: set[tuple[str, str]] = set()
 
-    def _mark(self, name: str, kind: str) -> None:
+    @contextmanager
+    def _once(self, name: str, kind: str) -> Iterator[None]:
         if (name, kind) in self.arrived:
             raise GraphError(f"the gradient of {name} arrived twice in one backward pass")
         self.arrived.add((name, kind))
+        with torch._C.DisableTorchFunction():
+            yield
 
     def matrix(self, name: str, d: Tensor, x: Tensor, transposed: bool) -> None:
         """See `Sink`."""
-        self._mark(name, "matrix")
-        self._sink.matrix(name, d, x, transposed)
+        with self._once(name, "matrix"):
+            self._sink.matrix(name, d, x, transposed)
 
     def rows(self, name: str, ids: Tensor, gradient: Tensor, padding_idx: int | None) -> None:
         """See `Sink`."""
-        self._mark(name, "rows")
-        self._sink.rows(name, ids, gradient, padding_idx)
+        with self._once(name, "rows"):
+            self._sink.rows(name, ids, gradient, padding_idx)
 
     def vectors(self, name: str, gradient: Tensor) -> None:
         """See `Sink`."""
-        self._mark(name, "vectors")
-        self._sink.vectors(name, gradient)
+        with self._once(name, "vectors"):
+            self._sink.vectors(name, gradient)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from torch import Tensor
 from fisher.tied import CrossTerm, row_sums, seen
 
 _CPU_BLOCK = 2**18
-"""Elements of scratch on a CPU: one MiB, a second-level cache. Half as much was slower, twice as much
-no faster."""
+"""Elements of scratch on a CPU: one MiB, a second-level cache. Half was slower, twice no faster."""
 
 _GPU_BLOCK = 2**24
 """On a GPU a block must be large enough to fill the device."""

@@ -44,8 +44,7 @@ class Uses(TorchFunctionMode):
 
     names: id of a parameter -> its name. operations: torch function -> its counterpart, which gets
     this object and the arguments. As a context manager it watches the code inside: enter it for the
-    forward pass, call `forward_ended`, and enter it again around each backward pass (where gradient
-    checkpointing repeats parts of the forward pass).
+    forward pass, then call `forward_ended`, then `backward` once or more.
     """
 
     def __init__(
@@ -83,9 +82,18 @@ class Uses(TorchFunctionMode):
             if len(self._kinds[name]) == 2
         }
 
-    def begin_pass(self) -> None:
-        """Before each backward pass."""
+    def backward(self, root: Tensor, gradient: Tensor, *, again: bool) -> None:
+        """Pull `gradient` back from `root`; `again`: another pass follows, so the graph stays.
+
+        `torch.autograd.backward` is itself a torch function, and would run the pass unwatched;
+        what gradient checkpointing repeats must be watched like the first time.
+        """
         self._sink.arrived.clear()
+        engine: Any = torch.autograd.Variable._execution_engine
+        with self:
+            engine.run_backward(
+                (root,), (gradient,), again, False, (), allow_unreachable=True, accumulate_grad=True
+            )
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
