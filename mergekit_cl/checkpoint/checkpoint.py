@@ -34,10 +34,13 @@ class Checkpoint:
         self.metadata: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
         self._readers: dict[str, MappedFile | PickledFile] = {}
+        held: dict[str, str] = {}
         for file in place.files:
-            self._open(file)
+            names = self._open(file)
+            _check_apart(names, held, file)
+            held.update(dict.fromkeys(names, file.name))
         if place.weight_map is not None:
-            _check_index(place, self)
+            _check_index(place, held)
         self.config = _read_config(place.root / "config.json")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -78,13 +81,15 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path) -> list[str]:
+        """Take in one file; gives the names of its tensors, tied ones too."""
         reader: MappedFile | PickledFile
+        aliases: dict[str, str] = {}
         try:
             if is_pickle(path):
                 reader = PickledFile(path)
                 found: tuple[TensorInfo, ...] = reader.infos()
-                self.aliases.update(reader.aliases)
+                aliases = reader.aliases
             else:
                 reader = MappedFile(path)
                 with path.open("rb") as stream:
@@ -96,16 +101,11 @@ class Checkpoint:
             raise InputError(
                 "a weight file cannot be read", detail=f"{path}: {error.strerror}"
             ) from error
-        for tensor in found:
-            if tensor.name in self.tensors:
-                other = self._readers[tensor.name].path.name
-                raise FormatError(
-                    "a tensor is in two files",
-                    detail=f"{path.parent}: {tensor.name} in {other} and {path.name}",
-                    hint="fetch or save the checkpoint again",
-                )
-            self.tensors[tensor.name] = tensor
-            self._readers[tensor.name] = reader
+        names = [tensor.name for tensor in found]
+        self.tensors.update(zip(names, found, strict=True))
+        self._readers.update(dict.fromkeys(names, reader))
+        self.aliases.update(aliases)
+        return [*names, *aliases]
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -116,24 +116,36 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, locate(path))
 
 
-def _check_index(place: Place, checkpoint: Checkpoint) -> None:
+def _check_apart(names: list[str], held: dict[str, str], path: Path) -> None:
+    """Refuse a tensor that an earlier file holds; held: {name: file name}."""
+    if held.keys().isdisjoint(names):
+        return
+    twice = next(name for name in names if name in held)
+    raise FormatError(
+        "a tensor is in two files",
+        detail=f"{path.parent}: {twice} in {held[twice]} and {path.name}",
+        hint="fetch or save the checkpoint again",
+    )
+
+
+def _check_index(place: Place, held: dict[str, str]) -> None:
+    """Refuse an index that does not say of every tensor which file holds it."""
     weight_map = place.weight_map or {}
-    present = {**checkpoint.tensors, **checkpoint.aliases}
+    if held == weight_map:
+        return
     for name, file in weight_map.items():
-        canonical = checkpoint.aliases.get(name, name)
-        if name not in present or checkpoint.file_of(canonical).name != file:
+        if held.get(name) != file:
             raise FormatError(
                 "the index names a tensor that its file does not hold",
                 detail=f"{place.root}: {name} in {file}",
                 hint="fetch or save the checkpoint again",
             )
-    extra = sorted(present.keys() - weight_map.keys())
-    if extra:
-        raise FormatError(
-            f"the index leaves out {len(extra)} tensors of its files",
-            detail=f"{place.root}: {', '.join(extra[:3])}",
-            hint="fetch or save the checkpoint again",
-        )
+    extra = sorted(held.keys() - weight_map.keys())
+    raise FormatError(
+        f"the index leaves out {len(extra)} tensors of its files",
+        detail=f"{place.root}: {', '.join(extra[:3])}",
+        hint="fetch or save the checkpoint again",
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -141,7 +153,11 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(
+            "config.json cannot be read", detail=f"{path}: {error.strerror}"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise FormatError("config.json is not JSON", detail=f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise FormatError("config.json is not a JSON object", detail=str(path))

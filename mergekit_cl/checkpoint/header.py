@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 from mergekit_cl.checkpoint.dtypes import BITS
@@ -17,6 +19,8 @@ from mergekit_cl.errors import FormatError
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own bound
 _RANK = {dtype: rank for rank, dtype in enumerate(BITS)}
+_KEYS = {"dtype", "shape", "data_offsets"}
+_INTEGERS = {int}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +77,28 @@ def read_header(stream: BinaryIO, file_bytes: int, where: str) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _broken("has metadata that is not text", f"{where}: __metadata__")
+    if not _is_text([*entries, *metadata, *metadata.values()]):
+        raise _broken("holds a name that is not text", where)
     data_start = 8 + length
-    tensors = sorted(
-        (_entry(name, entry, data_start, where) for name, entry in entries.items()),
-        key=lambda tensor: (tensor.offset, tensor.nbytes),
+    described = [_entry(name, entry, where) for name, entry in entries.items()]
+    described.sort(key=itemgetter(0, 1))
+    end = 0
+    for entry in described:
+        if entry[0] != end:
+            what = "overlap" if entry[0] < end else "leave a gap"
+            raise _broken(f"has tensors that {what}", f"{where}: {entry[2]}")
+        end = entry[1]
+    if data_start + end != file_bytes:
+        state = (
+            "is truncated" if data_start + end > file_bytes else "has bytes after its last tensor"
+        )
+        detail = f"{where}: header says {data_start + end} bytes, the file has {file_bytes}"
+        raise _broken(state, detail)
+    tensors = tuple(
+        TensorInfo(name, dtype, shape, data_start + begin)
+        for begin, _, name, dtype, shape in described
     )
-    position = data_start
-    for tensor in tensors:
-        if tensor.offset != position:
-            what = "overlap" if tensor.offset < position else "leave a gap"
-            raise _broken(f"has tensors that {what}", f"{where}: {tensor.name}")
-        position += tensor.nbytes
-    if position != file_bytes:
-        state = "is truncated" if position > file_bytes else "has bytes after its last tensor"
-        raise _broken(state, f"{where}: header says {position} bytes, the file has {file_bytes}")
-    return Header(tuple(tensors), metadata, file_bytes, prefix + raw)
+    return Header(tensors, metadata, file_bytes, prefix + raw)
 
 
 def serialize(
@@ -123,13 +134,13 @@ def _parse_json(raw: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise _broken("names a tensor twice", f"{where}: {twice}")
         return made
 
     try:
-        entries = json.loads(raw, object_pairs_hook=unique)
+        # Decoded here: from bytes, json would also take UTF-16 and a byte order mark.
+        entries = json.loads(raw.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _broken("has a header that is not JSON", where) from error
     if not isinstance(entries, dict):
@@ -137,27 +148,39 @@ def _parse_json(raw: bytes, where: str) -> dict[str, Any]:
     return entries
 
 
-def _entry(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
-    place = f"{where}: {name}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _broken("describes a tensor incompletely", place)
+def _entry(name: str, entry: Any, where: str) -> tuple[int, int, str, str, tuple[int, ...]]:
+    """(begin, end, name, dtype, shape) of one tensor; bytes count from the first tensor's."""
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+        raise _broken("describes a tensor incompletely", f"{where}: {name}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise _broken("has a tensor of unknown dtype", f"{place}: {dtype!r:.40}")
+        raise _broken("has a tensor of unknown dtype", f"{where}: {name}: {dtype!r:.40}")
     if not _counts(shape) or len(shape) > 64:
-        raise _broken("has a tensor of impossible shape", f"{place}: {shape!r:.40}")
+        raise _broken("has a tensor of impossible shape", f"{where}: {name}: {shape!r:.40}")
     if not _counts(offsets) or len(offsets) != 2:
-        raise _broken("has a tensor of impossible offsets", f"{place}: {offsets!r:.40}")
+        raise _broken("has a tensor of impossible offsets", f"{where}: {name}: {offsets!r:.40}")
+    begin, end = offsets
     bits = math.prod(shape) * BITS[dtype]
-    if bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        detail = f"{place}: {dtype}{shape!r:.40} between bytes {offsets[0]} and {offsets[1]}"
+    if bits % 8 or end - begin != bits // 8:
+        detail = f"{where}: {name}: {dtype}{shape!r:.40} between bytes {begin} and {end}"
         raise _broken("has a tensor whose size is not what its shape says", detail)
-    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0])
+    return begin, end, name, dtype, tuple(shape)
+
+
+def _is_text(names: list[str]) -> bool:
+    """Whether UTF-8 can hold them: JSON can escape half a surrogate pair, which is no character."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _counts(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < 2**62 for value in values
+    """Whether these are numbers of bytes or elements: integers, and no truth values."""
+    return isinstance(values, list) and (
+        not values
+        or (set(map(type, values)) == _INTEGERS and min(values) >= 0 and max(values) < 2**62)
     )
 
 
