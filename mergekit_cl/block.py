@@ -12,7 +12,7 @@ from mergekit_cl.divergence import sums as divergence
 from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.merge import kernel as merge
-from mergekit_cl.plan import Operand, Step, is_counter
+from mergekit_cl.plan import Operand, Step
 
 if TYPE_CHECKING:
     import torch
@@ -46,14 +46,17 @@ class BlockWorker:
     @staticmethod
     def buffer_bytes(step: Step) -> int:
         """Bytes of buffers for a step."""
-        wide = 8 if _compute_dtype(step) == "F64" else 4
-        merging = (len(step.operands) + merge.SCRATCH_BUFFERS) * wide
+        wide = 8 if step.compute == "F64" else 4
+        merging = (2 * len(step.operands) + merge.SCRATCH_BUFFERS + 2) * wide
         return BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
 
-    def run(self, step: Step, begin: int, end: int, write: Write) -> SpanResult:
+    def run(
+        self, step: Step, begin: int, end: int, write: Write, write_residual: Write | None = None
+    ) -> SpanResult:
         """Make elements `begin` to `end` of one output tensor.
 
-        write: takes bytes and their offset within the tensor. Raises NonFiniteError naming the
+        write: takes bytes and their offset within the tensor; write_residual: likewise what
+        rounding took, as float32. Raises NonFiniteError naming the
         operand, and MismatchError for integers that differ.
         """
         out_size = itemsize(step.dtype)
@@ -68,8 +71,10 @@ class BlockWorker:
             if step.kernel is None:
                 out = self._copy(step, stored)
             else:
-                out, found = self._merge(step, stored)
+                out, exact, found = self._merge(step, stored)
                 block_sums_found.append(found)
+                if write_residual is not None:
+                    write_residual(as_bytes(self._residual(exact, out).cpu()), start * 4)
             out = out.cpu()
             out_hash.update(out)
             write(as_bytes(out), start * out_size)
@@ -79,17 +84,20 @@ class BlockWorker:
             moved += (end - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
 
-    def _merge(self, step: Step, stored: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[Sums]]:
+    def _merge(
+        self, step: Step, stored: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]]:
+        """The rounded block, the exact one, and the sums of its divergence."""
         import torch
 
         from mergekit_cl.merge.rounding import round_into
 
         assert step.kernel is not None
         count = stored[0].numel()
-        compute = torch_dtype(_compute_dtype(step))
+        compute = torch_dtype(step.compute)
         wide = [self._widen(f"operand{k}", x, compute) for k, x in enumerate(stored)]
         scratch = [self._buffer(f"merge{k}", compute, count) for k in range(merge.SCRATCH_BUFFERS)]
-        exact, fallback = step.kernel(wide, scratch)
+        exact, fallback = step.kernel(self._with_residuals(step, wide), scratch)
         if self.allow_nonfinite:
             exact = _keep_agreement(exact, [wide[k] for k in step.parents])
         elif count and not bool(torch.isfinite(exact.sum())):
@@ -97,7 +105,7 @@ class BlockWorker:
         out = self._buffer("out", torch_dtype(step.dtype), count)
         round_into(out, exact)
         if not self.report:
-            return out, []
+            return out, exact, []
         parents = [wide[k] for k in step.parents]
         fishers = [None if k is None else wide[k] for k in step.fishers]
         changed = [_changed(out, stored[k], wide[k]) for k in step.parents]
@@ -107,7 +115,7 @@ class BlockWorker:
         ]
         rounded = exact if itemsize(step.dtype) == 2 else None
         counted = fallback if step.fishers and all(k is not None for k in step.fishers) else None
-        return out, block_sums(out, rounded, parents, fishers, changed, counted, buffers)
+        return out, exact, block_sums(out, rounded, parents, fishers, changed, counted, buffers)
 
     def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
@@ -115,7 +123,7 @@ class BlockWorker:
         from mergekit_cl.merge.rounding import round_into
 
         first = stored[0]
-        if not step.operands[0].info.is_float and not is_counter(step.name):
+        if step.must_agree:
             for operand, other in zip(step.operands[1:], stored[1:], strict=True):
                 if not torch.equal(first, other):
                     raise MismatchError(
@@ -130,6 +138,25 @@ class BlockWorker:
         out = torch.empty(first.numel(), dtype=dtype)
         round_into(out, first)
         return out
+
+    def _with_residuals(self, step: Step, wide: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The operands with what rounding took from them given back."""
+        import torch
+
+        whole = list(wide)
+        for k, place in enumerate(step.residuals):
+            if place is not None:
+                whole[k] = self._buffer(f"whole{k}", wide[k].dtype, wide[k].numel())
+                torch.add(wide[k], wide[place], out=whole[k])
+        return whole
+
+    def _residual(self, exact: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        rounded = self._buffer("rounded", exact.dtype, exact.numel())
+        rounded.copy_(out)
+        torch.sub(exact, rounded, out=rounded)
+        return rounded.to(torch.float32)
 
     def _widen(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if stored.dtype == dtype and self.device.type == "cpu":
@@ -183,10 +210,6 @@ def as_bytes(block: torch.Tensor) -> memoryview:
     import torch
 
     return block.contiguous().view(torch.uint8).numpy().data
-
-
-def _compute_dtype(step: Step) -> str:
-    return "F64" if any(operand.info.dtype == "F64" for operand in step.operands) else "F32"
 
 
 def _changed(out: torch.Tensor, stored: torch.Tensor, wide: torch.Tensor) -> int:

@@ -20,6 +20,7 @@ COMMANDS = {
     "fisher": "Compute a Fisher sidecar for a model.",
     "fisher-merge": "Merge models weighted by their Fisher sidecars.",
     "linear-merge": "Merge models by a weighted average.",
+    "ema-merge": "Move a state towards newer models: an exponential moving average.",
 }
 """Command: first line of its help. Its function is `command` in commands/<name>.py."""
 

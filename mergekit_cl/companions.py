@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from mergekit_cl.config import config_text, with_dtype
@@ -32,10 +31,16 @@ def companions(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def carry(root: Path, target: Path, dtype: str | None) -> None:
+def copy_companions(root: Path, target: Path, dtype: str | None) -> None:
     """Copy them into `target`, byte for byte; config.json says `dtype` where that changed."""
     for path in companions(root):
-        shutil.copyfile(path, target / path.name)
+        _write(target / path.name, path.read_bytes())
     text = config_text(root)
     if text is not None and dtype is not None:
-        (target / "config.json").write_text(with_dtype(text, dtype))
+        _write(target / "config.json", with_dtype(text, dtype).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a new file: the old one may be a link to the input's."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)

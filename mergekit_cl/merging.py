@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_cl.companions import carry
+from mergekit_cl.carry import FILE as CARRY_FILE
+from mergekit_cl.carry import sealed_header
+from mergekit_cl.companions import copy_companions
 from mergekit_cl.config import compare_configs
 from mergekit_cl.device import choose_device
 from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
-from mergekit_cl.errors import ClmergeError, Interrupted, MismatchError, OutputError
+from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
+from mergekit_cl.freshness import StaleFisherCheck, check_carries
+from mergekit_cl.inplace import check_in_place, link_others
 from mergekit_cl.manifest import write_json
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.methods.method import Method
@@ -26,7 +30,7 @@ from mergekit_cl.output.target import (
     is_single_file,
     side_folder,
 )
-from mergekit_cl.plan import Plan, Selection, Step, plan_merge
+from mergekit_cl.plan import Plan, Selection, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
 from mergekit_cl.report.progress import Start
 from mergekit_cl.stream import (
@@ -44,7 +48,8 @@ class OutputOptions:
     """Where a merge goes and how it runs; bytes and counts are plain integers.
 
     dtype: safetensors spelling, None keeps the inputs'. allow_stale: take Fisher sidecars of other
-    weights.
+    weights. carry: keep what rounding takes from 16-bit outputs. in_place: the target is the first
+    input, replaced whole.
     """
 
     target: Path
@@ -61,6 +66,8 @@ class OutputOptions:
     publish_anyway: bool = False
     allow_nonfinite: bool = False
     allow_stale: bool = False
+    carry: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,13 @@ class MergeOutcome:
 
 def make_plan(method: Method, options: OutputOptions) -> Plan:
     """Decide everything that headers decide; refuses what can be refused without data."""
-    check_apart(options.target, [source for _, source in method.sources()])
+    apart = [source for _, source in method.sources()]
+    if options.in_place:
+        check_in_place(method.checkpoints[0])
+        own = {method.checkpoints[0].path.resolve()}
+        own |= {carry.checkpoint.path.resolve() for carry in method.carries if carry}
+        apart = [source for source in apart if source.path.resolve() not in own]
+    check_apart(options.target, apart)
     notes = [*compare_configs(method.checkpoints), *method.notes]
     return plan_merge(
         method.checkpoints,
@@ -93,6 +106,9 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         # One file was asked for: no limit on its size.
         shard_size=2**63 if is_single_file(options.target) else options.shard_size,
         notes=notes,
+        newest_integers=method.newest_integers,
+        carries=method.carries,
+        keep_residuals=method.updates if options.carry else None,
     )
 
 
@@ -124,11 +140,13 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     started = time.perf_counter()
     plan = make_plan(method, options)
     recorded = _recorded_options(method, options)
-    done = recorded_run(method, recorded, options.target)
+    # An update in place changes its own input: given again, it is the next update.
+    done = None if options.in_place else recorded_run(method, recorded, options.target)
     if done is not None:
         spent = time.perf_counter() - started
         return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
-    check_replaceable(options.target, force=options.force)
+    if not options.in_place:
+        check_replaceable(options.target, force=options.force)
     check_room(options.target, plan.bytes_written)
     single = is_single_file(options.target)
     staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
@@ -137,6 +155,9 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         results = _stream(method, plan, options, staging, progress)
         divergence = _divergence(method, plan, results) if options.report else None
         made = manifest(method, plan, results, recorded, str(options.target))
+        check_carries(method, made)
+        if method.updates:
+            made["updates"] = method.updates
         made["verdict"] = None if divergence is None else to_json(divergence)["verdict"]
         made["seconds"] = round(time.perf_counter() - started, 3)
         made["peak_memory_bytes"] = peak_memory_bytes()
@@ -180,7 +201,6 @@ def _stream(
     advance = progress(method.command, plan.bytes_read + plan.bytes_written)
     if skipped:
         advance(skipped)
-    stale = _StaleCheck(method, options.allow_stale)
     return run_stream(
         plan,
         ShardFiles(staging.out, plan.layout),
@@ -190,35 +210,22 @@ def _stream(
             options.report,
             options.allow_nonfinite,
         ),
+        carry=_open_carry(plan, staging.out / side_folder(options.target).name),
         finished=finished,
-        on_tensor=stale,
+        on_tensor=StaleFisherCheck(method, allow=options.allow_stale),
         on_shard=lambda shard, results: staging.journal.append(to_entry(shard.file, results)),
         advance=advance,
     )
 
 
-class _StaleCheck:
-    """Refuses a Fisher whose weight is no longer the one it was taken at, as the weight streams."""
-
-    def __init__(self, method: Method, allow: bool) -> None:
-        self._sidecars = method.sidecars
-        self._allow = allow
-
-    def __call__(self, step: Step, result: TensorResult) -> None:
-        if self._allow or step.kernel is None:
-            return
-        for k, place in enumerate(step.fishers):
-            sidecar = self._sidecars[k]
-            if place is None or sidecar is None:
-                continue
-            expected = sidecar.digest(step.name)
-            if expected is not None and expected != result.operand_digests[k]:
-                model = step.operands[k].checkpoint.path
-                raise MismatchError(
-                    "a Fisher sidecar was taken at other weights",
-                    detail=f"{sidecar.checkpoint.path}: {step.name} of {model} has changed since",
-                    hint=f"clmerge fisher {model} --data FILE, or --allow-stale-fisher",
-                )
+def _open_carry(plan: Plan, folder: Path) -> ShardFiles | None:
+    """The file residuals go to, with what an interrupted run already put there."""
+    if plan.carry is None:
+        return None
+    folder.mkdir(exist_ok=True)
+    files = ShardFiles(folder, plan.carry)
+    files.reopen(plan.carry.shards[0])
+    return files
 
 
 def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult]) -> Divergence:
@@ -229,7 +236,7 @@ def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult])
         per_example = tokens / examples if tokens and examples else None
         parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration")))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
-    return summarise(merged, parents)
+    return summarise(merged, parents, carried=plan.carry is not None)
 
 
 def _write_companions(
@@ -248,11 +255,17 @@ def _write_companions(
         side = out / side_folder(target).name
     else:
         side = out / "clmerge"
+        if options.in_place:
+            link_others(first, out)
         if first.path.is_dir():
-            carry(first.root, out, _common_dtype(plan))
+            copy_companions(first.root, out, _common_dtype(plan))
         if plan.layout.index is not None:
             (out / plan.layout.index_name).write_bytes(plan.layout.index)
     write_json(side / "manifest.json", made)
+    if plan.carry is not None:
+        digest = made["outputs"][0]["weights_digest"]
+        with (side / CARRY_FILE).open("r+b") as stream:
+            stream.write(sealed_header(plan.carry, digest, method.updates))
     if divergence is not None:
         write_json(side / "divergence.json", to_json(divergence))
 
@@ -277,6 +290,7 @@ def _recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
         "report": options.report,
         "allow_nonfinite": options.allow_nonfinite,
         "allow_stale_fisher": options.allow_stale,
+        "carry": options.carry,
     }
 
 

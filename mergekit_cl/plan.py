@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from mergekit_cl.carry import Carry, carry_layout
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
 from mergekit_cl.checkpoint.dtypes import INTEGERS, MERGEABLE, promote
 from mergekit_cl.errors import InputError, MismatchError
@@ -29,7 +30,9 @@ class Step:
     """How one output tensor comes about.
 
     operands: everything read for it. kernel: None copies the first operand. parents: operands that
-    divergence is measured against; fishers: for each parent the operand with its Fisher, or None.
+    divergence is measured against; fishers: for each parent the operand with its Fisher, or None;
+    residuals: likewise the operand with what rounding took from it. must_agree: whether a copy is
+    refused where the operands differ. compute: dtype of the arithmetic.
     """
 
     name: str
@@ -40,15 +43,19 @@ class Step:
     kernel: Kernel | None
     parents: tuple[int, ...]
     fishers: tuple[int | None, ...]
+    residuals: tuple[int | None, ...] = ()
+    must_agree: bool = False
+    compute: str = "F32"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in reading order and the files they fill."""
+    """Steps in reading order and the files they fill; carry: the file of residuals, if kept."""
 
     steps: dict[str, Step]
     layout: Layout
     notes: tuple[str, ...]
+    carry: Layout | None = None
 
     @property
     def bytes_read(self) -> int:
@@ -57,8 +64,8 @@ class Plan:
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of all weight files."""
-        return self.layout.nbytes
+        """Bytes of all weight files and residuals."""
+        return self.layout.nbytes + (self.carry.nbytes if self.carry else 0)
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,21 @@ class Selection:
         return wanted and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
 
-Recipe = Callable[
-    [str, Sequence[Operand]], tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]
-]
-"""(tensor name, inputs) -> (kernel, further operands, Fisher operand of each input or None)."""
+class Ingredients(NamedTuple):
+    """What a method needs for one tensor.
+
+    more: operands besides the inputs. fishers: for each input the operand with its Fisher, or None.
+    float16_in_float64: the formula rounds so often that float32 would show in a float16 result.
+    """
+
+    kernel: Kernel
+    more: tuple[Operand, ...]
+    fishers: tuple[int | None, ...]
+    float16_in_float64: bool = False
+
+
+Recipe = Callable[[str, Sequence[Operand]], Ingredients]
+"""(tensor name, inputs) -> what to make its output from."""
 
 
 def plan_merge(
@@ -87,12 +105,17 @@ def plan_merge(
     dtype: str | None,
     shard_size: int,
     notes: Sequence[str] = (),
+    newest_integers: bool = False,
+    carries: Sequence[Carry | None] = (),
+    keep_residuals: int | None = None,
 ) -> Plan:
     """Plan a merge of whole checkpoints of the same tensors.
 
     dtype: of every merged tensor; None keeps equal dtypes and promotes different ones. Tensors not
     selected are copied from the first input; integers must be equal (checked while they are
-    read) and are copied, counters from the last input. Raises MismatchError listing every name or
+    read) and are copied, counters from the last input; `newest_integers` takes all of them from
+    there. carries: residuals of each input. keep_residuals: plan a carry file that says the output
+    has had so many updates. Raises MismatchError listing every name or
     shape that differs; InputError for types that cannot be merged.
     """
     check_mergeable(checkpoints)  # first: quantised files also differ in names and types
@@ -102,20 +125,32 @@ def plan_merge(
     for name, first in checkpoints[0].tensors.items():
         inputs = tuple(Operand(c, c.tensors[name]) for c in checkpoints)
         if not first.is_float:
-            source = inputs[-1] if is_counter(name) else inputs[0]
-            steps[name] = _copy(name, source, inputs, None)
+            newest = newest_integers or is_counter(name)
+            steps[name] = _copy(name, inputs[-1 if newest else 0], inputs, None, agree=not newest)
         elif name not in selection:
             steps[name] = _copy(name, inputs[0], inputs, dtype)
             copied.append(name)
         else:
-            kernel, more, fishers = recipe(name, inputs)
+            made = recipe(name, inputs)
+            operands = inputs + made.more
             out = dtype or promote({operand.info.dtype for operand in inputs})
             parents = tuple(range(len(inputs)))
+            added, places = _residual_operands(name, len(operands), carries)
             steps[name] = Step(
-                name, out, first.shape, "merged", inputs + more, kernel, parents, fishers
+                name,
+                out,
+                first.shape,
+                "merged",
+                operands + added,
+                made.kernel,
+                parents,
+                made.fishers,
+                places,
+                compute=_compute_dtype(operands, out, made.float16_in_float64),
             )
+    shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
     layout = lay_out(
-        [(step.name, step.dtype, step.shape) for step in steps.values()],
+        shapes,
         stem="model",
         shard_size=shard_size,
         metadata={"format": "pt"},
@@ -123,7 +158,12 @@ def plan_merge(
     told = list(notes)
     if copied:
         told.append(f"{len(copied)} tensors are copied from {checkpoints[0].path}, as selected")
-    return Plan(steps, layout, tuple(told))
+    carry: Layout | None = None
+    if keep_residuals is not None:
+        merged = [shape for shape in shapes if steps[shape[0]].action == "merged"]
+        carry = carry_layout(merged, keep_residuals)
+        carry = carry if carry.shards[0].header.tensors else None
+    return Plan(steps, layout, tuple(told), carry)
 
 
 def is_counter(name: str) -> bool:
@@ -184,8 +224,37 @@ def _quantised(detail: str) -> InputError:
     )
 
 
-def _copy(name: str, source: Operand, inputs: tuple[Operand, ...], dtype: str | None) -> Step:
+def _copy(
+    name: str,
+    source: Operand,
+    inputs: tuple[Operand, ...],
+    dtype: str | None,
+    *,
+    agree: bool = False,
+) -> Step:
     rest = tuple(operand for operand in inputs if operand is not source)
     kept = source.info.dtype if dtype is None or not source.info.is_float else dtype
     # The others are read too: their digests go into the record, and integers are compared.
-    return Step(name, kept, source.info.shape, "copied", (source, *rest), None, (), ())
+    operands = (source, *rest)
+    return Step(name, kept, source.info.shape, "copied", operands, None, (), (), (), agree)
+
+
+def _residual_operands(
+    name: str, place: int, carries: Sequence[Carry | None]
+) -> tuple[tuple[Operand, ...], tuple[int | None, ...]]:
+    """Residual operands of one tensor, and where each input's stands among all operands."""
+    more: list[Operand] = []
+    places: list[int | None] = []
+    for carry in carries:
+        if carry is None or name not in carry.checkpoint.tensors:
+            places.append(None)
+        else:
+            places.append(place + len(more))
+            more.append(Operand(carry.checkpoint, carry.checkpoint.tensors[name]))
+    return tuple(more), tuple(places)
+
+
+def _compute_dtype(operands: Sequence[Operand], out: str, float16_in_float64: bool) -> str:
+    if any(operand.info.dtype == "F64" for operand in operands):
+        return "F64"
+    return "F64" if out == "F16" and float16_in_float64 else "F32"

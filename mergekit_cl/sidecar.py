@@ -84,6 +84,11 @@ def sidecar_of(model: Checkpoint, given: str | Path | None) -> Sidecar:
     return sidecar
 
 
+def sidecars_for_report(models: Sequence[Checkpoint], *, wanted: bool) -> list[Sidecar | None]:
+    """The sidecar beside each model, None where it has none or none is wanted."""
+    return [sidecar_of(m, None) if wanted and find_sidecar(m) else None for m in models]
+
+
 def check_comparable(sidecars: Sequence[Sidecar]) -> None:
     """Raise MismatchError unless all share estimator, unit and level."""
     for key in ("estimator", "unit", "level"):

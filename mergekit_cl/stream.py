@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mergekit_cl.block import BLOCK, BlockWorker, SpanResult
+from mergekit_cl.block import BLOCK, BlockWorker, SpanResult, Write
 from mergekit_cl.checkpoint.dtypes import itemsize
 from mergekit_cl.digest import PIECE_BYTES, tensor_digest
 from mergekit_cl.divergence.sums import Sums, total
@@ -84,6 +84,7 @@ def run_stream(
     files: ShardFiles,
     options: StreamOptions,
     *,
+    carry: ShardFiles | None = None,
     finished: Mapping[str, TensorResult],
     on_tensor: Callable[[Step, TensorResult], None],
     on_shard: Callable[[Shard, dict[str, TensorResult]], None],
@@ -91,6 +92,7 @@ def run_stream(
 ) -> dict[str, TensorResult]:
     """Fill every shard that is not finished; returns the results of all tensors.
 
+    carry: where residuals go, if the plan keeps them; open and of its full size.
     finished: tensors of shards already on the disk. on_tensor: called with each tensor's result,
     may refuse it by raising. on_shard: called once a shard is forced to the
     disk. advance: told the bytes read and written by each span.
@@ -99,7 +101,7 @@ def run_stream(
     import torch
 
     results = dict(finished)
-    work = _Work(plan, files, results, on_tensor, on_shard)
+    work = _Work(plan, files, carry, results, on_tensor, on_shard)
     stop = threading.Event()
     spans = work.spans()
     lock = threading.Lock()
@@ -112,7 +114,9 @@ def run_stream(
         worker = BlockWorker(options.device, options.report, options.allow_nonfinite)
         while (span := next_span()) is not None:
             shard, step, offset, begin, end = span
-            done = worker.run(step, begin, end, files.writer(shard.file, offset))
+            done = worker.run(
+                step, begin, end, files.writer(shard.file, offset), work.residual_writer(step.name)
+            )
             advance(done.bytes_moved)
             work.finish_span(shard, step, begin, done)
 
@@ -130,6 +134,8 @@ def run_stream(
     finally:
         torch.set_num_threads(threads)
         files.close()
+        if carry is not None:
+            carry.close()
     return results
 
 
@@ -140,12 +146,19 @@ class _Work:
         self,
         plan: Plan,
         files: ShardFiles,
+        carry: ShardFiles | None,
         results: dict[str, TensorResult],
         on_tensor: Callable[[Step, TensorResult], None],
         on_shard: Callable[[Shard, dict[str, TensorResult]], None],
     ) -> None:
         self._plan = plan
         self._files = files
+        self._carry = carry
+        self._residuals = {
+            tensor.name: tensor.offset
+            for shard in (carry.layout.shards if carry else ())
+            for tensor in shard.header.tensors
+        }
         self._results = results
         self._on_tensor = on_tensor
         self._on_shard = on_shard
@@ -172,6 +185,12 @@ class _Work:
                 for start in starts:
                     yield shard, step, info.offset, start, min(start + length, info.numel)
 
+    def residual_writer(self, name: str) -> Write | None:
+        """Where a tensor's residuals go, or None where none are kept."""
+        if self._carry is None or name not in self._residuals:
+            return None
+        return self._carry.writer(self._carry.layout.shards[0].file, self._residuals[name])
+
     def finish_span(self, shard: Shard, step: Step, begin: int, done: SpanResult) -> None:
         """Take in one span; the last of a tensor gives its result, of a shard closes it."""
         with self._lock:
@@ -189,6 +208,8 @@ class _Work:
             if self._tensors_left[shard.file]:
                 return
         self._files.finish(shard.file)
+        if self._carry is not None:
+            self._carry.sync()
         self._on_shard(shard, {t.name: self._results[t.name] for t in shard.header.tensors})
 
 

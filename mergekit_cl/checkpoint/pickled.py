@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint.dtypes import safetensors_dtype
 from mergekit_cl.checkpoint.header import TensorInfo
-from mergekit_cl.errors import FormatError, InputError
+from mergekit_cl.errors import ClmergeError, FormatError, InputError
 
 if TYPE_CHECKING:
     import torch
 
 # Where training scripts put the weights inside a checkpoint, most specific first.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+DEEPEST = 8  # containers in containers; one that holds itself has no end
 
 
 class PickledFile:
@@ -29,7 +30,7 @@ class PickledFile:
     def infos(self) -> tuple[TensorInfo, ...]:
         """One entry per distinct tensor, in file order; offsets are unknown and 0."""
         return tuple(
-            TensorInfo(name, _dtype(name, tensor, self.path), tuple(tensor.shape), 0)
+            TensorInfo(name, safetensors_dtype(tensor.dtype), tuple(tensor.shape), 0)
             for name, tensor in self.tensors.items()
         )
 
@@ -62,21 +63,44 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_records(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except ClmergeError:
+        raise
     except pickle.UnpicklingError as error:
         raise FormatError(
             "the file holds more than weights, and only weights are ever unpickled",
-            detail=f"{path}: {str(error).splitlines()[0]:.120}",
+            detail=f"{path}: {_first_line(error)}",
             hint="save its state dict alone: torch.save(model.state_dict(), ...)",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
-        raise FormatError(
-            "the file is truncated or is no torch checkpoint",
-            detail=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="fetch or save the file again; it was not changed",
-        ) from error
+    # A damaged pickle calls torch's constructors with anything: what they raise has no end.
+    except Exception as error:
+        raise _damaged(path, _first_line(error)) from error
+
+
+def _check_records(path: Path) -> None:
+    """Refuse an archive whose directory claims more bytes than the file has: they are allocated."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    size = path.stat().st_size
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size > size:
+            raise _damaged(path, f"{record.filename!r:.80} claims {record.file_size} bytes")
+
+
+def _damaged(path: Path, what: str) -> FormatError:
+    return FormatError(
+        "the file is truncated or is no torch checkpoint",
+        detail=f"{path}: {what}",
+        hint="fetch or save the file again; it was not changed",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{lines[0] if lines else type(error).__name__:.120}"
 
 
 def find_state_dict(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
@@ -84,7 +108,7 @@ def find_state_dict(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
     import torch
 
     seen: list[str] = []
-    while isinstance(value, Mapping):
+    while isinstance(value, Mapping) and len(seen) < DEEPEST:
         if value and all(isinstance(item, torch.Tensor) for item in value.values()):
             return value
         key = next((k for k in CONTAINERS if isinstance(value.get(k), Mapping)), None)
@@ -109,9 +133,14 @@ def _describe(value: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
+    size = path.stat().st_size
     for name, tensor in find_state_dict(value, path).items():
         if not isinstance(name, str):
-            raise FormatError("a tensor's name is not text", detail=f"{path}: {name!r}")
+            raise FormatError("a tensor's name is not text", detail=f"{path}: {name!r:.80}")
+        _check_plain(name, tensor, path)
+        if tensor.numel() * tensor.element_size() > size:
+            # A stride of 0 repeats one element without end; to read it would be to allocate it.
+            raise _damaged(path, f"{name} has {list(tensor.shape)} elements, more than the file")
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in first:
             aliases[name] = first[key]
@@ -121,17 +150,17 @@ def _describe(value: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str
     return tensors, aliases
 
 
-def _dtype(name: str, tensor: torch.Tensor, path: Path) -> str:
+def _check_plain(name: str, tensor: torch.Tensor, path: Path) -> None:
     import torch
 
-    if tensor.is_quantized or tensor.layout != torch.strided:
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise InputError(
-            "quantised and sparse tensors cannot be read",
-            detail=f"{path}: {name} is {tensor.dtype}, {tensor.layout}",
+            "quantised and sparse tensors, and those without values, cannot be read",
+            detail=f"{path}: {name} is {tensor.dtype}, {tensor.layout}, on {tensor.device}",
             hint="save the model dequantised and dense",
         )
     try:
-        return safetensors_dtype(tensor.dtype)
+        safetensors_dtype(tensor.dtype)
     except KeyError as error:
         raise InputError(
             "a tensor's dtype has no place in a safetensors file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -76,6 +77,7 @@ def command(
         raise click.UsageError(
             f"{len(models)} inputs need {len(models)} --fisher, not {len(fisher)}"
         )
+    from mergekit_cl.carry import find_carry
     from mergekit_cl.checkpoint import open_checkpoint
     from mergekit_cl.methods.fisher import fisher_method
     from mergekit_cl.sidecar import sidecar_of
@@ -95,4 +97,6 @@ def command(
         allow_mixed=allow_mixed_fisher,
         selection=options.selection,
     )
+    if output["carry"]:
+        method = replace(method, carries=[find_carry(c) for c in checkpoints])
     return finish_merge(method, options, dry_run=output["dry_run"], streams=streams)

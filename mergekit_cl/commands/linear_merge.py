@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -38,20 +39,19 @@ def command(
     clmerge linear-merge A B C --weights 0.5,0.3,0.2 -o mean
     clmerge linear-merge A B --weights 1,1 --no-normalize --base BASE
     """
+    from mergekit_cl.carry import find_carry
     from mergekit_cl.checkpoint import open_checkpoint
     from mergekit_cl.methods.linear import linear_method
-    from mergekit_cl.sidecar import find_sidecar, sidecar_of
+    from mergekit_cl.sidecar import sidecars_for_report
 
     checkpoints = [open_checkpoint(path) for path in models]
-    report = not output["no_report"]
     method = linear_method(
         checkpoints,
         weights=weights,
         normalize=not no_normalize,
         base=None if base is None else open_checkpoint(base),
-        sidecars=[
-            sidecar_of(checkpoint, None) if report and find_sidecar(checkpoint) else None
-            for checkpoint in checkpoints
-        ],
+        sidecars=sidecars_for_report(checkpoints, wanted=not output["no_report"]),
     )
+    if output["carry"]:
+        method = replace(method, carries=[find_carry(c) for c in checkpoints])
     return finish_merge(method, merge_output(output), dry_run=output["dry_run"], streams=streams)

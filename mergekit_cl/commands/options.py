@@ -56,9 +56,27 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
 
 
 def merge_options(command: Command) -> Command:
-    """Options of every merge."""
+    """Options of every merge into a new place."""
     return _stack(
         output_options("merged"),
+        _merging_options,
+        click.option("--carry", is_flag=True, help="Keep what rounding to 16 bits takes."),
+    )(command)
+
+
+def update_options(command: Command) -> Command:
+    """Options of a merge that carries a state on."""
+    return _stack(
+        output_options(None),
+        _merging_options,
+        click.option(
+            "--carry/--no-carry", default=True, help="Keep what rounding to 16 bits takes: on."
+        ),
+    )(command)
+
+
+def _merging_options(command: Command) -> Command:
+    return _stack(
         click.option("--dtype", type=DType(), help="Default: the inputs', promoted where unequal."),
         click.option("--copy", multiple=True, metavar="GLOB", help="Copy these from the first."),
         click.option("--no-report", is_flag=True, help="Do not measure divergence."),
@@ -88,6 +106,8 @@ def merge_output(values: dict[str, Any]) -> OutputOptions:
         publish_anyway=values["publish_anyway"],
         allow_nonfinite=values["allow_nonfinite"],
         allow_stale=values.get("allow_stale_fisher", False),
+        carry=values["carry"],
+        in_place=values.get("in_place", False),
     )
 
 

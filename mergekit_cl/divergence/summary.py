@@ -48,8 +48,13 @@ class Divergence:
     verdict: Verdict
 
 
-def summarise(sums: Mapping[str, Sequence[Sums]], parents: Sequence[Parent]) -> Divergence:
-    """Turn the sums of every merged tensor, one per parent, into metrics and a verdict."""
+def summarise(
+    sums: Mapping[str, Sequence[Sums]], parents: Sequence[Parent], *, carried: bool = False
+) -> Divergence:
+    """Turn the sums of every merged tensor, one per parent, into metrics and a verdict.
+
+    carried: whether the residuals of rounding are kept.
+    """
     layers: dict[str, list[str]] = {}
     for name in sums:
         layers.setdefault(layer_of(name), []).append(name)
@@ -63,7 +68,11 @@ def summarise(sums: Mapping[str, Sequence[Sums]], parents: Sequence[Parent]) -> 
             for layer, names in layers.items()
         ]
     return Divergence(
-        tuple(parents), tuple(model), tuple(layer_rows), tuple(tensor_rows), judge(model)
+        tuple(parents),
+        tuple(model),
+        tuple(layer_rows),
+        tuple(tensor_rows),
+        judge(model, carried=carried),
     )
 
 

@@ -28,17 +28,20 @@ class Verdict:
     advice: tuple[str, ...]
 
 
-def judge(parents: Sequence[ParentMetrics]) -> Verdict:
-    """Apply the default thresholds to survival and, where calibrated, predicted loss."""
+def judge(parents: Sequence[ParentMetrics], *, carried: bool = False) -> Verdict:
+    """Apply the default thresholds to survival and, where calibrated, predicted loss.
+
+    carried: what rounding took is kept for the next merge, so a low survival loses nothing.
+    """
     reasons, advice = [], []
     for parent in parents:
         survival = parent.metrics["survival"]
-        if survival is not None and survival < SURVIVAL:
+        if survival is not None and survival < SURVIVAL and not carried:
             reasons.append(
                 f"rounding kept {survival:.0%} of the update from {parent.parent} "
                 f"(survival below {SURVIVAL:.0%})"
             )
-            advice.append("write float32: --dtype float32")
+            advice.append("write float32 (--dtype float32), or keep what rounding takes (--carry)")
         loss = parent.predicted_loss
         if loss is not None and loss > PREDICTED_LOSS:
             reasons.append(

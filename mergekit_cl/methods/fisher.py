@@ -13,7 +13,7 @@ from mergekit_cl.merge.kernel import Kernel, Merged
 from mergekit_cl.merge.linear import weighted_mean
 from mergekit_cl.methods.linear import base_operand, report_operands
 from mergekit_cl.methods.method import Method, resolve_weights
-from mergekit_cl.plan import Operand, Selection
+from mergekit_cl.plan import Ingredients, Operand, Selection
 from mergekit_cl.sidecar import (
     Normalize,
     Sidecar,
@@ -65,9 +65,7 @@ def fisher_method(
     per_tensor = scales(full, resolved, normalize, floor)
     notes += _missing(checkpoints[0], full, set(per_tensor), on_missing, selection)
 
-    def recipe(
-        name: str, inputs: Sequence[Operand]
-    ) -> tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]:
+    def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), full)
         shape = inputs[0].info.shape
         with_base = () if base is None else (base_operand(name, shape, base),)
@@ -78,7 +76,7 @@ def fisher_method(
             kernel = _last_operand
         else:
             kernel = partial(_linear, count=len(inputs), weights=resolved)
-        return kernel, more + with_base, places
+        return Ingredients(kernel, more + with_base, places, float16_in_float64=True)
 
     options = {
         "weights": list(resolved),

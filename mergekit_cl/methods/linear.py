@@ -10,7 +10,7 @@ from mergekit_cl.errors import MismatchError
 from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
 from mergekit_cl.methods.method import Method, resolve_weights
-from mergekit_cl.plan import Operand
+from mergekit_cl.plan import Ingredients, Operand
 from mergekit_cl.sidecar import Sidecar
 
 
@@ -29,16 +29,16 @@ def linear_method(
     """
     resolved = resolve_weights(weights, len(checkpoints), normalize=normalize)
 
-    def recipe(
-        name: str, inputs: Sequence[Operand]
-    ) -> tuple[Kernel, tuple[Operand, ...], tuple[int | None, ...]]:
+    def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)
         if normalize or base is None:
             formula = weighted_mean if normalize else weighted_sum
-            return _inputs(partial(formula, weights=resolved), len(inputs)), more, places
+            kernel = first_operands(partial(formula, weights=resolved), len(inputs))
+            return Ingredients(kernel, more, places)
         # The base goes last: the kernel takes the inputs and the base, not the Fishers between.
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
-        return kernel, (*more, base_operand(name, inputs[0].info.shape, base)), places
+        shape = inputs[0].info.shape
+        return Ingredients(kernel, (*more, base_operand(name, shape, base)), places)
 
     return Method(
         "linear-merge",
@@ -77,7 +77,8 @@ def base_operand(name: str, shape: tuple[int, ...], base: Checkpoint) -> Operand
     return Operand(base, tensor)
 
 
-def _inputs(kernel: Kernel, count: int) -> Kernel:
+def first_operands(kernel: Kernel, count: int) -> Kernel:
+    """A kernel that is shown only the first `count` operands."""
     return lambda operands, scratch: kernel(operands[:count], scratch)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergekit_cl.carry import Carry
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.merge.linear import normalized
@@ -18,6 +19,8 @@ class Method:
     """A method bound to its inputs.
 
     command, options: as recorded in the manifest; they and the inputs decide every byte.
+    newest_integers: integers come from the last input instead of having to agree. updates: EMA
+    updates the output has had.
     checkpoints: what is merged. sidecars: the Fisher of each, or None. base: a further checkpoint
     some formulas need.
     """
@@ -29,6 +32,9 @@ class Method:
     sidecars: Sequence[Sidecar | None]
     base: Checkpoint | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    carries: Sequence[Carry | None] = ()
+    newest_integers: bool = False
+    updates: int = 0
 
     def sources(self) -> list[tuple[str, Checkpoint]]:
         """Everything that is read, with its role."""
@@ -36,6 +42,7 @@ class Method:
         found += [("fisher", sidecar.checkpoint) for sidecar in self.sidecars if sidecar]
         if self.base is not None:
             found.append(("base", self.base))
+        found += [("carry", carry.checkpoint) for carry in self.carries if carry]
         return found
 
 

@@ -24,6 +24,19 @@ class ShardFiles:
         os.posix_fallocate(descriptor, 0, shard.header.file_bytes)
         write_all(descriptor, shard.header.raw, 0)
 
+    def reopen(self, shard: Shard) -> None:
+        """Open a file an earlier run made, keeping its bytes; make it where it is not whole."""
+        path = self.folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.header.file_bytes:
+            self.create(shard)
+        else:
+            self._open[shard.file] = os.open(path, os.O_RDWR)
+
+    def sync(self) -> None:
+        """Force what is written so far to the disk."""
+        for descriptor in list(self._open.values()):
+            os.fsync(descriptor)
+
     def writer(self, file: str, base: int) -> Callable[[memoryview, int], None]:
         """A function that writes (bytes, offset from `base`) into one file.
 

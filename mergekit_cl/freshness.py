@@ -1,0 +1,44 @@
+"""Companions of a checkpoint belong to its weights as they are now, or they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_cl.carry import check_fresh
+from mergekit_cl.errors import MismatchError
+from mergekit_cl.methods.method import Method
+from mergekit_cl.plan import Step
+from mergekit_cl.stream import TensorResult
+
+
+class StaleFisherCheck:
+    """Refuses a Fisher whose weight is no longer the one it was taken at, as the weight streams."""
+
+    def __init__(self, method: Method, *, allow: bool) -> None:
+        self._sidecars = method.sidecars
+        self._allow = allow
+
+    def __call__(self, step: Step, result: TensorResult) -> None:
+        if self._allow or step.kernel is None:
+            return
+        for k, place in enumerate(step.fishers):
+            sidecar = self._sidecars[k]
+            if place is None or sidecar is None:
+                continue
+            expected = sidecar.digest(step.name)
+            if expected is not None and expected != result.operand_digests[k]:
+                model = step.operands[k].checkpoint.path
+                raise MismatchError(
+                    "a Fisher sidecar was taken at other weights",
+                    detail=f"{sidecar.checkpoint.path}: {step.name} of {model} has changed since",
+                    hint=f"clmerge fisher {model} --data FILE, or --allow-stale-fisher",
+                )
+
+
+def check_carries(method: Method, manifest: Mapping[str, Any]) -> None:
+    """Raise MismatchError where an input's residuals belong to other weights than were read."""
+    inputs = manifest["inputs"]
+    for k, carry in enumerate(method.carries):
+        if carry is not None:
+            check_fresh(carry, inputs[k]["weights_digest"], method.checkpoints[k])
