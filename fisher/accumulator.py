@@ -171,8 +171,7 @@ class Accumulator:
             losses = self._loss(model, batch)
             if losses.shape != (len(batch),):
                 raise EstimatorError(
-                    f"the loss must be one number per example, ({len(batch)},), "
-                    f"not {tuple(losses.shape)}"
+                    f"the loss must be one number per example, not of shape {tuple(losses.shape)}"
                 )
             return losses
         output = model(**batch.inputs)
