@@ -107,8 +107,9 @@ def test_the_help_of_the_group_names_every_command_and_its_examples_parse() -> N
     shown = clmerge("--help")
     assert shown.code == 0
     assert shown.err == ""
+    unwrapped = " ".join(shown.out.split())
     for name, short in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(short)}$", shown.out, re.MULTILINE)
+        assert f" {name} {short}" in unwrapped
     assert len(shown_in(shown.out)) == 3
     assert all(parse(line) for line in shown_in(shown.out))
     assert clmerge("-h") == shown

@@ -27,6 +27,7 @@ from tests.commands.running import refused
 COMMANDS = {
     "linear-merge": ("linear-merge", "a", "b"),
     "fisher-merge": ("fisher-merge", "a", "b"),
+    "ema-merge": ("ema-merge", "a", "b", "--decay", "0.5", "-o", "merged"),
     "fisher": ("fisher", "b", "--data", "rows.txt"),
 }
 FIRST, SECOND, *_ = SHAPES
