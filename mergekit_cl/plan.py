@@ -84,13 +84,13 @@ class Ingredients(NamedTuple):
     """What a method needs for one tensor.
 
     more: operands besides the inputs. fishers: for each input the operand with its Fisher, or None.
-    float16_in_float64: the formula rounds so often that float32 would show in a float16 result.
+    float32_for: output dtypes for which float32 arithmetic is close enough to the exact result.
     """
 
     kernel: Kernel
     more: tuple[Operand, ...]
     fishers: tuple[int | None, ...]
-    float16_in_float64: bool = False
+    float32_for: frozenset[str] = frozenset({"F32"})
 
 
 Recipe = Callable[[str, Sequence[Operand]], Ingredients]
@@ -146,7 +146,7 @@ def plan_merge(
                 parents,
                 made.fishers,
                 places,
-                compute=_compute_dtype(operands, out, made.float16_in_float64),
+                compute=compute_dtype(operands, out, made.float32_for),
             )
     shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
     layout = lay_out(
@@ -254,7 +254,17 @@ def _residual_operands(
     return tuple(more), tuple(places)
 
 
-def _compute_dtype(operands: Sequence[Operand], out: str, float16_in_float64: bool) -> str:
+def compute_dtype(operands: Sequence[Operand], out: str, float32_for: frozenset[str]) -> str:
+    """The arithmetic of a tensor: float64 where an operand is, or float32 would show in `out`."""
     if any(operand.info.dtype == "F64" for operand in operands):
         return "F64"
-    return "F64" if out == "F16" and float16_in_float64 else "F32"
+    return "F32" if out in float32_for | {"F64"} else "F64"
+
+
+def float32_for(operands: int) -> frozenset[str]:
+    """Where float32 changes at most 1 in 10^4 rounded results of a mean of so many operands.
+
+    Measured on unrelated inputs: two into bfloat16 change 2 in 10^5, eight change 2 in 10^4; two
+    into float16, whose steps are 8 times finer, already 1 in 10^4.
+    """
+    return frozenset({"F32", "BF16"}) if operands <= 2 else frozenset({"F32"})

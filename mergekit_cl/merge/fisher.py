@@ -47,9 +47,7 @@ def fisher_weighted(
         t = g_k / (G + g_k)
         mean <- mean + t (x_k - mean) where t < 1/2, else x_k - (1 - t)(x_k - mean)
 
-    so that equal inputs keep their bits and the result stays between the inputs. Each input adds
-    about four roundings: in float32 they change 1 in 10^5 bfloat16 results, but more than 1 in
-    10^4 float16 ones, which are therefore computed in float64. Where every raw
+    so that equal inputs keep their bits and the result stays between the inputs. Where every raw
     Fisher is exactly 0 the fallback decides; its entries are counted.
     """
     import torch

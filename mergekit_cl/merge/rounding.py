@@ -21,10 +21,10 @@ def round_into(out: torch.Tensor, exact: torch.Tensor) -> None:
 def round_to_odd(exact: torch.Tensor) -> torch.Tensor:
     """float64 to float32: exact values stay, others go to the neighbour with an odd last bit."""
     nearest = exact.to(torch.float32)
-    bits = nearest.view(torch.int32)
     back = nearest.to(torch.float64)
-    inexact = (back != exact) & exact.isfinite()
-    away = inexact & (back.abs() > exact.abs())
-    # Truncate towards zero (also from an overflow to infinity), then set the last bit.
-    truncated = torch.where(away, bits - 1, bits)
-    return torch.where(inexact, truncated | 1, truncated).view(torch.float32)
+    inexact = torch.ne(back, exact).to(torch.int32)
+    away = torch.gt(back.abs_(), exact.abs()).to(torch.int32)
+    # Truncate towards zero (also from an overflow to infinity), then set the last bit. A NaN is
+    # never greater, and stays a NaN with its last bit set.
+    bits = nearest.view(torch.int32)
+    return bits.sub_(away).bitwise_or_(inexact).view(torch.float32)

@@ -41,7 +41,8 @@ def ema_method(
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)
         kernel = first_operands(partial(ema_update, decays=each), len(inputs))
-        return Ingredients(kernel, more, places)
+        # Always float32: its residuals are exact, so that updates at once equal updates in turn.
+        return Ingredients(kernel, more, places, frozenset({"F32", "BF16", "F16"}))
 
     return Method(
         "ema-merge",

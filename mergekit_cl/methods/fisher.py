@@ -13,7 +13,7 @@ from mergekit_cl.merge.kernel import Kernel, Merged
 from mergekit_cl.merge.linear import weighted_mean
 from mergekit_cl.methods.linear import base_operand, report_operands
 from mergekit_cl.methods.method import Method, resolve_weights
-from mergekit_cl.plan import Ingredients, Operand, Selection
+from mergekit_cl.plan import Ingredients, Operand, Selection, float32_for
 from mergekit_cl.sidecar import (
     Normalize,
     Sidecar,
@@ -76,7 +76,7 @@ def fisher_method(
             kernel = _last_operand
         else:
             kernel = partial(_linear, count=len(inputs), weights=resolved)
-        return Ingredients(kernel, more + with_base, places, float16_in_float64=True)
+        return Ingredients(kernel, more + with_base, places, float32_for(len(inputs)))
 
     options = {
         "weights": list(resolved),

@@ -10,7 +10,7 @@ from mergekit_cl.errors import MismatchError
 from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
 from mergekit_cl.methods.method import Method, resolve_weights
-from mergekit_cl.plan import Ingredients, Operand
+from mergekit_cl.plan import Ingredients, Operand, float32_for
 from mergekit_cl.sidecar import Sidecar
 
 
@@ -34,11 +34,12 @@ def linear_method(
         if normalize or base is None:
             formula = weighted_mean if normalize else weighted_sum
             kernel = first_operands(partial(formula, weights=resolved), len(inputs))
-            return Ingredients(kernel, more, places)
+            return Ingredients(kernel, more, places, float32_for(len(inputs)))
         # The base goes last: the kernel takes the inputs and the base, not the Fishers between.
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
         shape = inputs[0].info.shape
-        return Ingredients(kernel, (*more, base_operand(name, shape, base)), places)
+        with_base = (*more, base_operand(name, shape, base))
+        return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1))
 
     return Method(
         "linear-merge",
