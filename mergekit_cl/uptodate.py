@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mergekit_cl.block import BLOCK, PieceHash
-from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
-from mergekit_cl.checkpoint.dtypes import itemsize
-from mergekit_cl.digest import tensor_digest, weights_digest
+from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.digest import weights_digest
+from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import ClmergeError
 from mergekit_cl.manifest import describe_input, read_manifest
 from mergekit_cl.methods.method import Method
@@ -41,23 +39,6 @@ def recorded_run(method: Method, options: Mapping[str, Any], target: Path) -> di
         if weights_digest(entries) != recorded["weights_digest"]:
             return None
     return found
-
-
-def checkpoint_digests(checkpoint: Checkpoint, threads: int = 2) -> dict[str, str]:
-    """The digest of every tensor, read once."""
-    with ThreadPoolExecutor(threads) as pool:
-        names = list(checkpoint.tensors)
-        return dict(zip(names, pool.map(lambda n: _digest(checkpoint, n), names), strict=True))
-
-
-def _digest(checkpoint: Checkpoint, name: str) -> str:
-    tensor = checkpoint.tensors[name]
-    pieces = PieceHash(itemsize(tensor.dtype))
-    for start in range(0, tensor.numel, BLOCK):
-        stop = min(start + BLOCK, tensor.numel)
-        pieces.update(checkpoint.read(name, start, stop))
-        checkpoint.release(name, start, stop)
-    return tensor_digest(pieces.pieces())
 
 
 def _is_intact(target: Path, manifest: Mapping[str, Any]) -> bool:

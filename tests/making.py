@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 import fisher.sidecar
 from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.merging import MergeOutcome, OutputOptions, run_merge
 from mergekit_cl.methods.fisher import fisher_method
 from mergekit_cl.methods.linear import linear_method
 from mergekit_cl.methods.method import Method
 from mergekit_cl.sidecar import sidecar_of
-from mergekit_cl.uptodate import checkpoint_digests
 
 Tensors = dict[str, torch.Tensor]
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "bfloat16"}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.dtypes import long_name
 from mergekit_cl.digest import weights_digest
+from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import OptionError
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.sidecar import Sidecar
-from mergekit_cl.uptodate import checkpoint_digests
 
 if TYPE_CHECKING:
     from mergekit_cl.training.choose import Choice

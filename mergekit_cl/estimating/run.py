@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.device import choose_device
+from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import ClmergeError, DataError, Interrupted, OptionError, OutputError
 from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.place import (
@@ -26,7 +27,6 @@ from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_room
 from mergekit_cl.report.progress import Start
-from mergekit_cl.uptodate import checkpoint_digests
 
 if TYPE_CHECKING:
     from fisher.accumulator import Accumulator

@@ -1,0 +1,173 @@
+"""Digests of a checkpoint's tensors, read once, at the speed of the disk, on every core.
+
+A unit of work is a run of digest pieces of at most 16 MiB together: one huge tensor occupies every
+core, and thousands of small ones cost little more than their bytes. Files are read in order, with
+`pread` into one small buffer per thread: a file that shrinks is an error, not a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.digest import PIECE_BYTES, tensor_digest
+from mergekit_cl.errors import InputError
+
+BUFFER_BYTES = 2**20
+"""Per thread; small enough to be hashed while it is in the core's cache."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Piece `number` of a tensor: bytes `begin` to `end` of a file, or `held` in memory."""
+
+    name: str
+    number: int
+    path: Path
+    begin: int
+    end: int
+    held: memoryview | None = None
+
+
+def checkpoint_digests(
+    checkpoint: Checkpoint, *, threads: int | None = None, advance: Advance | None = None
+) -> dict[str, str]:
+    """The digest of every tensor.
+
+    threads: default one per core. advance: told the bytes read, from any thread. Raises InputError
+    where a file cannot be read or has become shorter, after every thread has stopped.
+    """
+    found: dict[str, dict[int, bytes]] = {name: {} for name in checkpoint.tensors}
+    units = _units(checkpoint)
+    stop = threading.Event()
+    lock = threading.Lock()
+
+    def next_unit() -> list[Piece] | None:
+        with lock:
+            return None if stop.is_set() else next(units, None)
+
+    def work() -> None:
+        try:
+            with _Reader() as reader:
+                while (unit := next_unit()) is not None:
+                    for piece in unit:
+                        found[piece.name][piece.number] = reader.digest(piece)
+                    if advance is not None:
+                        advance(sum(piece.end - piece.begin for piece in unit))
+        finally:
+            stop.set()  # nothing is left, or something failed
+
+    workers = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work) for _ in range(workers)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
+    return {
+        name: tensor_digest(pieces[number] for number in range(len(pieces)))
+        for name, pieces in found.items()
+    }
+
+
+def _units(checkpoint: Checkpoint) -> Iterator[list[Piece]]:
+    """Runs of pieces in file order, of at most `PIECE_BYTES` together."""
+    unit: list[Piece] = []
+    filled = 0
+    for piece in _pieces(checkpoint):
+        size = piece.end - piece.begin
+        if unit and filled + size > PIECE_BYTES:
+            yield unit
+            unit, filled = [], 0
+        unit.append(piece)
+        filled += size
+    if unit:
+        yield unit
+
+
+def _pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
+    for name, tensor in checkpoint.tensors.items():
+        path = checkpoint.file_of(name)
+        held = None
+        # A torch file is read by torch alone. Its tensors are views of the mapped file; one that
+        # is not contiguous is copied once, here, and lives until its pieces are hashed.
+        if path.name not in checkpoint.headers and tensor.numel:
+            from mergekit_cl.block import as_bytes
+
+            held = as_bytes(checkpoint.read(name))
+        for number, start in enumerate(range(0, tensor.nbytes, PIECE_BYTES)):
+            stop = min(start + PIECE_BYTES, tensor.nbytes)
+            yield Piece(
+                name,
+                number,
+                path,
+                tensor.offset + start,
+                tensor.offset + stop,
+                None if held is None else held[start:stop],
+            )
+
+
+class _Reader:
+    """One thread's buffer and the one file it has open."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._path: Path | None = None
+        self._descriptor = -1
+
+    def digest(self, piece: Piece) -> bytes:
+        """The 32-byte digest of one piece."""
+        if piece.held is not None:
+            return blake3(piece.held).digest()
+        try:
+            return self._digest(piece)
+        except OSError as error:
+            raise InputError(
+                "a weight file cannot be read", detail=f"{piece.path}: {error.strerror or error}"
+            ) from error
+
+    def _digest(self, piece: Piece) -> bytes:
+        descriptor = self._open(piece.path)
+        digest = blake3()
+        position = piece.begin
+        while position < piece.end:
+            wanted = min(BUFFER_BYTES, piece.end - position)
+            count = os.preadv(descriptor, [self._buffer[:wanted]], position)
+            if not count:
+                raise InputError(
+                    "a weight file became shorter while it was read",
+                    detail=f"{piece.path}: {piece.name} ends beyond the file",
+                    hint="wait until nothing writes to it",
+                )
+            digest.update(self._buffer[:count])
+            position += count
+        return digest.digest()
+
+    def _open(self, path: Path) -> int:
+        if path != self._path:
+            self._close()
+            self._descriptor = os.open(path, os.O_RDONLY)
+            self._path = path
+        return self._descriptor
+
+    def _close(self) -> None:
+        if self._path is not None:
+            os.close(self._descriptor)
+            self._path = None
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
