@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -95,3 +96,16 @@ def test_what_is_not_counted_gets_no_gradient_and_changes_nothing_else(
     assert set(some.missing) == set(full.diagonal) - set(some.diagonal)
     for name, tensor in some.diagonal.items():
         torch.testing.assert_close(tensor, full.diagonal[name], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("ending", ["weight", "bias"])
+def test_half_of_an_affine_layer_can_count_alone(build: Any, rows: Any, ending: str) -> None:
+    model = build("gpt2")
+    whole, part = Accumulator(model), Accumulator(model, include=lambda n: n.endswith(ending))
+    for accumulator in (whole, part):
+        accumulator.add(rows("gpt2"))
+    assert part.single_because is None
+    full, some = whole.result().diagonal, part.result().diagonal
+    assert set(some) == {name for name in full if name.endswith(ending)}
+    for name, tensor in some.items():
+        torch.testing.assert_close(tensor, full[name], rtol=1e-4, atol=1e-6 * float(tensor.max()))
