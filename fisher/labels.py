@@ -25,8 +25,8 @@ from fisher.random import uniforms
 CLASS_LIMIT = 64
 """`exact` needs one backward pass per class; above this `mc` is the better bargain."""
 
-_CHUNK = 2**17
-"""Elements of float64 softmax alive at a time: one MiB stays in a core's cache."""
+_CHUNK = 2**18
+"""Elements of float64 softmax alive at a time: two MiB. Smaller was slower, larger no faster."""
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def test_a_class_of_probability_zero_is_never_drawn() -> None:
 
 
 def test_a_vocabulary_larger_than_a_chunk_is_drawn_from_too() -> None:
-    logits = torch.zeros(1, 2, 2**17 + 5)
+    logits = torch.zeros(1, 2, 2**18 + 5)
     (drawn,) = mc(logits, torch.zeros(1, 2, dtype=torch.int64), ("a",), seed=3)
-    expected = uniforms(3, "a", 0, 2) * (2**17 + 5)
+    expected = uniforms(3, "a", 0, 2) * (2**18 + 5)
     assert drawn[0].tolist() == expected.astype(int).tolist()
 
 
