@@ -1,4 +1,4 @@
-"""Means of held-out scores and paired differences between models, as a table.
+"""Means of held-out scores and paired differences between models.
 
 A score is a sum over a row and the number of units it sums over: nats and tokens of a text, or
 right answers and 1. Two models are compared on the same rows, row by row: how hard a row is cancels
@@ -69,39 +69,3 @@ def against(
     """{text: difference} of two models, and under `mean` that of the texts' mean."""
     parts = {text: difference(scores[new][text], scores[old][text]) for text in scores[new]}
     return parts | {"mean": mean_difference(list(parts.values()))}
-
-
-def table(
-    scores: Mapping[str, Mapping[str, Scores]], baseline: str, *, scale: float, digits: int
-) -> str:
-    """A Markdown table: a line per model, a column per text and one for their mean.
-
-    scores: {model: {text: scores}}. Each entry is the mean score and, but for `baseline`, its
-    difference from the baseline with the standard error of that; all times `scale`.
-    """
-    texts = list(scores[baseline])
-    lines = [["model", *texts, "mean"]]
-    for model, by_text in scores.items():
-        means = [by_text[text].mean for text in texts]
-        differences = against(scores, model, baseline)
-        cells = []
-        for mean, column in zip([*means, sum(means) / len(means)], [*texts, "mean"], strict=True):
-            cell = f"{mean * scale:.{digits}f}"
-            if model != baseline:
-                gain = differences[column]
-                cell += f" ({gain.value * scale:+.{digits}f} ± {gain.error * scale:.{digits}f})"
-            cells.append(cell)
-        lines.append([model, *cells])
-    return _aligned(lines)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    padded = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])

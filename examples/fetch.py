@@ -71,10 +71,13 @@ PACKAGES = {
 }
 
 # The same file on every machine and Python version: nothing in it is run.
-ANY_MACHINE = (
-    "--only-binary=:all: --platform manylinux2014_x86_64 --python-version 3.11 "
-    "--implementation cp --abi cp311"
-).split()
+ANY_MACHINE = [
+    "--only-binary=:all:",
+    "--platform=manylinux2014_x86_64",
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--abi=cp311",
+]
 
 
 class FetchError(RuntimeError):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 def state_dict(path: str) -> dict[str, torch.Tensor]:
     """The weights in a training checkpoint; nothing else in it is unpickled."""
-    return torch.load(path, map_location="cpu", weights_only=True)["model"]["state_dict"]
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]["state_dict"]
+    return weights
 
 
 def main(first: str, second: str, merged: str) -> int:

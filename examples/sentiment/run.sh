@@ -7,7 +7,7 @@ SAMPLES=${CLMERGE_SAMPLES:-$(quick 4 256)}
 TRAINING="--steps $STEPS --batch-size 32 --max-length 64 --every 25"
 
 python -m examples.sentiment.minilm "$S/base"
-python -m examples.sentiment.snippets "$S/text" --held-out "${CLMERGE_ROWS:-$(quick 8 1000)}"
+python -m examples.sentiment.snippets "$S/text" --held-out "${CLMERGE_ROWS:-$(quick 8 800)}"
 
 # shellcheck disable=SC2086  # several options in one variable
 for domain in films tweets; do

