@@ -7,6 +7,7 @@ streams the same format shard by shard.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,45 @@ def decode_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
         seen = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise SidecarError(f"{where} has format {seen!r}; this version reads {FORMAT!r}")
     missing = [key for key in REQUIRED if key not in found]
-    if missing or not isinstance(found["tensors"], dict):
-        raise SidecarError(f"{where}: its metadata lacks {', '.join(missing) or 'tensors'}")
+    if missing:
+        raise SidecarError(f"{where}: its metadata lacks {', '.join(missing)}")
+    wrong = _wrong_values(found)
+    if wrong:
+        raise SidecarError(f"{where}: its metadata has impossible values for {', '.join(wrong)}")
     return found
+
+
+def _wrong_values(said: Mapping[str, Any]) -> list[str]:
+    """Keys whose values cannot be what docs/sidecar.md says they are."""
+    wrong = [key for key in ("estimator", "unit", "level") if not isinstance(said[key], str)]
+    wrong += [key for key in ("examples", "tokens") if not _is_count(said.get(key, 0))]
+    missing = said.get("missing", {})
+    if not isinstance(missing, dict) or not all(isinstance(v, str) for v in missing.values()):
+        wrong.append("missing")
+    calibration = said.get("calibration")
+    if calibration is not None and not _is_amount(calibration):
+        wrong.append("calibration")
+    tensors = said["tensors"]
+    if not isinstance(tensors, dict):
+        return [*wrong, "tensors"]
+    wrong += [f"tensors.{name}" for name, entry in tensors.items() if not _is_description(entry)]
+    return wrong[:5]
+
+
+def _is_description(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("digest") or "", str):
+        return False
+    amounts = all(_is_amount(entry[key]) for key in STATISTICS if key in entry)
+    return amounts and ("count" not in entry or _is_count(entry["count"]))
+
+
+def _is_amount(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf  # type: ignore[operator]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def save(

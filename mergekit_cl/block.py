@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.checkpoint.dtypes import itemsize, long_name, torch_dtype
 from mergekit_cl.digest import PIECE_BYTES
 from mergekit_cl.divergence import sums as divergence
 from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
+from mergekit_cl.finite import count_nonfinite, nonfinite_input
 from mergekit_cl.merge import kernel as merge
-from mergekit_cl.plan import Operand, Step
+from mergekit_cl.plan import Step
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +101,15 @@ class BlockWorker:
         exact, fallback = step.kernel(self._with_residuals(step, wide), scratch)
         if self.allow_nonfinite:
             exact = _keep_agreement(exact, [wide[k] for k in step.parents])
-        elif count and not bool(torch.isfinite(exact.sum())):
-            _refuse_nonfinite(step.operands, stored, exact)
+        else:
+            for operand, tensor in zip(step.operands, wide, strict=True):
+                if bad := count_nonfinite(tensor):
+                    place = f"{operand.checkpoint.path}: {operand.info.name}"
+                    raise nonfinite_input(f"{place} ({bad} in one block)")
         out = self._buffer("out", torch_dtype(step.dtype), count)
         round_into(out, exact)
+        if not self.allow_nonfinite and count_nonfinite(out):
+            raise _overflow(step)
         if not self.report:
             return out, exact, []
         parents = [wide[k] for k in step.parents]
@@ -123,6 +129,11 @@ class BlockWorker:
         from mergekit_cl.merge.rounding import round_into
 
         first = stored[0]
+        if step.operands[0].info.is_float and not self.allow_nonfinite:
+            for operand, tensor in zip(step.operands, stored, strict=True):
+                if bad := count_nonfinite(tensor):
+                    place = f"{operand.checkpoint.path}: {operand.info.name}"
+                    raise nonfinite_input(f"{place} ({bad} in one block)")
         if step.must_agree:
             for operand, other in zip(step.operands[1:], stored[1:], strict=True):
                 if not torch.equal(first, other):
@@ -137,6 +148,8 @@ class BlockWorker:
             return first
         out = torch.empty(first.numel(), dtype=dtype)
         round_into(out, first)
+        if not self.allow_nonfinite and count_nonfinite(out):
+            raise _overflow(step)
         return out
 
     def _with_residuals(self, step: Step, wide: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -232,20 +245,9 @@ def _keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torc
     return torch.where(agree, inputs[0], exact)
 
 
-def _refuse_nonfinite(
-    operands: Sequence[Operand], stored: Sequence[torch.Tensor], exact: torch.Tensor
-) -> None:
-    for operand, tensor in zip(operands, stored, strict=True):
-        bad = int((~tensor.isfinite()).count_nonzero())
-        if bad:
-            raise NonFiniteError(
-                "an input holds NaN or Inf",
-                detail=f"{operand.checkpoint.path}: {operand.info.name} ({bad} in one block)",
-                hint="repair it, or give --allow-nonfinite to let them through",
-            )
-    if not bool(exact.isfinite().all()):
-        raise NonFiniteError(
-            "the merge overflows",
-            detail=f"{operands[0].info.name}: finite inputs, but no finite result",
-            hint="use smaller weights, or --allow-nonfinite",
-        )
+def _overflow(step: Step) -> NonFiniteError:
+    return NonFiniteError(
+        "the merge overflows",
+        detail=f"{step.name}: finite inputs, but too large for {long_name(step.dtype)}",
+        hint="use smaller weights or a wider --dtype, or --allow-nonfinite",
+    )

@@ -93,9 +93,9 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
     apart = [source for _, source in method.sources()]
     if options.in_place:
         check_in_place(method.checkpoints[0])
-        own = {method.checkpoints[0].path.resolve()}
-        own |= {carry.checkpoint.path.resolve() for carry in method.carries if carry}
-        apart = [source for source in apart if source.path.resolve() not in own]
+        own = [method.checkpoints[0], *(carry.checkpoint for carry in method.carries if carry)]
+        places = {one.here.resolve() for one in own if one.here is not None}
+        apart = [one for one in apart if one.here is None or one.here.resolve() not in places]
     check_apart(options.target, apart)
     notes = [*compare_configs(method.checkpoints), *method.notes]
     return plan_merge(
@@ -257,7 +257,7 @@ def _write_companions(
         side = out / "clmerge"
         if options.in_place:
             link_others(first, out)
-        if first.path.is_dir():
+        if first.folder:
             copy_companions(first.root, out, _common_dtype(plan))
         if plan.layout.index is not None:
             (out / plan.layout.index_name).write_bytes(plan.layout.index)
@@ -300,10 +300,8 @@ def _identity(
     """What must be equal for a run to continue another's work: also the inputs' times."""
     files = []
     for role, source in method.sources():
-        for path in source.files:
-            with suppress(OSError):
-                stat = path.stat()
-                files.append([role, str(path.absolute()), stat.st_size, stat.st_mtime_ns])
+        with suppress(OSError):
+            files += [[role, *stamp] for stamp in source.stamps()]
     return {
         "command": method.command,
         "options": dict(recorded),

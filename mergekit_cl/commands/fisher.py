@@ -71,7 +71,7 @@ def command(
     from mergekit_cl.report.fisher import fisher_document, plan_document, print_fisher, print_plan
 
     request = FisherRequest(
-        model=Path(model),
+        model=model,
         data=data,
         target=output,
         store_dtype={"bfloat16": "BF16", "float32": "F32"}[store_dtype],

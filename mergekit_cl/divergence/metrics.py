@@ -20,6 +20,9 @@ NAMES = (
 
 def metrics(sums: Sums) -> dict[str, float | None]:
     """Every metric of docs/mathematics.md that these sums define; `predicted_kl` per example."""
+    # Where NaN or Inf were let through, nothing can be said of distances.
+    if not math.isfinite(sums.difference_square + sums.parent_square + sums.merged_square):
+        return {**dict.fromkeys(NAMES), "changed": _ratio(sums.changed, sums.count)}
     difference = math.sqrt(sums.difference_square)
     norms = math.sqrt(sums.parent_square) * math.sqrt(sums.merged_square)
     inner = (sums.parent_square + sums.merged_square - sums.difference_square) / 2
@@ -29,7 +32,7 @@ def metrics(sums: Sums) -> dict[str, float | None]:
         survival = survived / update
         lost = sums.difference_square - 2 * survived + update
         rounding_error = math.sqrt(max(lost, 0.0) / update)
-    return {
+    found = {
         "rel_l2": _ratio(difference, math.sqrt(sums.parent_square)),
         "cosine": None if not norms else max(-1.0, min(1.0, inner / norms)),
         "max_abs": sums.largest if sums.count else None,
@@ -38,6 +41,10 @@ def metrics(sums: Sums) -> dict[str, float | None]:
         "rounding_error": rounding_error,
         "predicted_kl": None if sums.fisher_square is None else sums.fisher_square / 2,
         "fallback": None if sums.fallback is None else _ratio(sums.fallback, sums.count),
+    }
+    return {
+        name: value if value is None or math.isfinite(value) else None
+        for name, value in found.items()
     }
 
 

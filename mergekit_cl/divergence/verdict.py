@@ -41,7 +41,8 @@ def judge(parents: Sequence[ParentMetrics], *, carried: bool = False) -> Verdict
                 f"rounding kept {survival:.0%} of the update from {parent.parent} "
                 f"(survival below {SURVIVAL:.0%})"
             )
-            advice.append("write float32 (--dtype float32), or keep what rounding takes (--carry)")
+            advice.append("write float32: --dtype float32")
+            advice.append("keep what rounding takes for the next merge: --carry")
         loss = parent.predicted_loss
         if loss is not None and loss > PREDICTED_LOSS:
             reasons.append(

@@ -23,6 +23,12 @@ def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
             detail=f"-o {target}",
             hint=f"-o {target}.safetensors",
         )
+    if checkpoint.root == checkpoint.path and target.resolve().parent == checkpoint.root.resolve():
+        raise OutputError(
+            "a sidecar beside the weights would be read as weights",
+            detail=f"-o {target}",
+            hint=f"-o {checkpoint.side_folder / target.name}, or no -o at all",
+        )
     folder = target.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -51,9 +57,16 @@ def check_replaceable(
     target: Path, existing: Sidecar | None, digest: str, request: FisherRequest
 ) -> None:
     """A sidecar of weights that are no longer there may go; anything else needs --force."""
-    if not target.exists() or request.force:
+    there = target if existing is None else Path(existing.checkpoint.path)
+    if not there.exists():
         return
-    if existing is not None and existing.metadata.get("weights_digest") != digest:
+    if existing is None:
+        raise OutputError(
+            "what is there is no Fisher sidecar, so it is not replaced",
+            detail=str(target),
+            hint="choose another -o",
+        )
+    if request.force or existing.metadata.get("weights_digest") != digest:
         return
     raise OutputError(
         "the sidecar exists and was made with other options or data",
@@ -85,3 +98,10 @@ def check_memory(request: FisherRequest, checkpoint: Checkpoint) -> None:
             detail=f"--memory {request.memory}: {needed} bytes are needed",
             hint="give more, or --compute-dtype bfloat16",
         )
+
+
+def sidecar_files(sidecar: Sidecar | None) -> list[Path]:
+    """Every file of a sidecar, its index included."""
+    if sidecar is None:
+        return []
+    return [Path(sidecar.checkpoint.path), *(Path(file) for file in sidecar.checkpoint.files)]

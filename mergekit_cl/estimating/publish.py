@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 def describe_estimate(
     request: FisherRequest,
+    checkpoint: Checkpoint,
     built: BuiltModel,
     encoded: Encoded,
     estimate: Estimate,
@@ -28,6 +31,9 @@ def describe_estimate(
     missing = dict(built.missing)
     for parameter, reason in estimate.missing.items():
         missing.update(dict.fromkeys(built.files_of(parameter), reason))
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.is_float and name not in request.selection:
+            missing.setdefault(name, "excluded")
     return {
         **described,
         "estimator": estimate.estimator,
@@ -55,8 +61,12 @@ def publish_estimate(
     metadata: dict[str, Any],
     digests: dict[str, str],
     staging: Staging,
+    replaced: Sequence[Path],
 ) -> dict[str, Any]:
-    """Write, then move the sidecar into its place; returns its whole metadata."""
+    """Write, then move the sidecar into its place; returns its whole metadata.
+
+    replaced: files of the sidecar that was there before.
+    """
     errors = _standard_errors(built, estimate)
     described = {
         name: {"digest": digests[name], "standard_error": errors.get(name)}
@@ -81,8 +91,9 @@ def publish_estimate(
     names = [shard.file for shard in layout.shards]
     names += [layout.index_name] if layout.index is not None else []
     staging.publish_over(target.parent, tuple(names))
-    other = target.name if layout.index is not None else layout.index_name
-    (target.parent / other).unlink(missing_ok=True)
+    for leftover in replaced:
+        if leftover.name not in names:
+            leftover.unlink(missing_ok=True)
     return whole
 
 

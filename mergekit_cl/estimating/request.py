@@ -17,7 +17,7 @@ class FisherRequest:
     target: None for the model's own folder. estimator, batch_size: None chooses by model and data.
     """
 
-    model: Path
+    model: str
     data: tuple[str, ...]
     target: Path | None = None
     text_field: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
@@ -18,11 +19,13 @@ from mergekit_cl.estimating.place import (
     check_replaceable,
     existing_sidecar,
     open_staging,
+    sidecar_files,
     sidecar_target,
 )
 from mergekit_cl.estimating.publish import describe_estimate, publish_estimate
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
 from mergekit_cl.estimating.state import load_state, save_state
+from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_room
@@ -38,6 +41,16 @@ SECONDS_BETWEEN_SAVES = 30.0
 EXACT_CLASSES = 64
 CHARACTERS_PER_TOKEN = 4  # of English: how long a passage of plain text is cut
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Everything the batches need, decided."""
+
+    built: BuiltModel
+    encoded: Encoded
+    estimator: str
+    batch_size: int
 
 
 def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOutcome:
@@ -67,19 +80,23 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
                 target, "up to date", existing.metadata, (), 0.0, existing.checkpoint.nbytes
             )
         check_replaceable(target, existing, described["weights_digest"], request)
-        built, encoded = _prepare(request, checkpoint, choice)
-        batch_size = request.batch_size or _auto_batch_size(built, encoded)
-        estimator = request.estimator or default_estimator(built.kind, checkpoint.config)
+        ready = _prepare(request, checkpoint, choice)
+        built, encoded = ready.built, ready.encoded
         check_room(target, checkpoint.nbytes)
-        staging = open_staging(target, {**described, "batch_size": batch_size}, request)
+        staging = open_staging(target, {**described, "batch_size": ready.batch_size}, request)
         try:
-            accumulator = _accumulate(
-                request, built, encoded, estimator, batch_size, staging, progress, tell
-            )
+            accumulator = _accumulate(request, checkpoint, ready, staging, progress, tell)
             estimate = accumulator.result()
-            metadata = describe_estimate(request, built, encoded, estimate, described)
+            metadata = describe_estimate(request, checkpoint, built, encoded, estimate, described)
             written = publish_estimate(
-                request, checkpoint, built, estimate, metadata, digests, staging
+                request,
+                checkpoint,
+                built,
+                estimate,
+                metadata,
+                digests,
+                staging,
+                sidecar_files(existing),
             )
         except Interrupted as error:
             error.hint = f"the same command continues; what is done is kept in {staging.place}"
@@ -117,12 +134,10 @@ def default_estimator(kind: str, config: dict[str, Any] | None) -> str:
     return "mc"
 
 
-def _prepare(
-    request: FisherRequest, checkpoint: Checkpoint, choice: Choice
-) -> tuple[BuiltModel, Encoded]:
+def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> _Ready:
     import torch
 
-    from mergekit_cl.training.encode import encode
+    from mergekit_cl.training.encode import auto_batch_size, encode
     from mergekit_cl.training.model import build
     from mergekit_cl.training.tokenizer import load_tokenizer, pad_id
 
@@ -144,15 +159,18 @@ def _prepare(
     encoded = encode(
         choice.rows, tokenizer, task=built.kind, config=config, max_length=request.max_length
     )
-    return built, encoded
+    return _Ready(
+        built,
+        encoded,
+        request.estimator or default_estimator(built.kind, checkpoint.config),
+        request.batch_size or auto_batch_size(built.parameters, encoded.longest),
+    )
 
 
 def _accumulate(
     request: FisherRequest,
-    built: BuiltModel,
-    encoded: Encoded,
-    estimator: str,
-    batch_size: int,
+    checkpoint: Checkpoint,
+    ready: _Ready,
     staging: Staging,
     progress: Start,
     tell: Tell,
@@ -162,19 +180,25 @@ def _accumulate(
     from fisher.errors import EstimatorError, FisherError
     from mergekit_cl.report.amounts import duration
 
+    built, encoded = ready.built, ready.encoded
+
     def counts(parameter: str) -> bool:
         return any(name in request.selection for name in built.files_of(parameter))
 
     saved = staging.place / "state.safetensors"
     try:
         accumulator = Accumulator(
-            built.model, estimator=estimator, draws=request.draws, seed=request.seed, include=counts
+            built.model,
+            estimator=ready.estimator,
+            draws=request.draws,
+            seed=request.seed,
+            include=counts,
         )
         done = load_state(saved, accumulator)
         advance = progress("fisher", len(encoded.rows), "rows")
         advance(accumulator.examples)
         began = told = time.perf_counter()
-        for number, batch in enumerate(encoded.batches(batch_size, start=done), done + 1):
+        for number, batch in enumerate(encoded.batches(ready.batch_size, start=done), done + 1):
             with deferred_interrupts() as caught:
                 accumulator.add(batch)
                 advance(len(batch))
@@ -193,14 +217,9 @@ def _accumulate(
             str(error), detail=str(request.model), hint="clmerge fisher --help"
         ) from error
     except FisherError as error:
+        refuse_nonfinite(checkpoint)
         raise DataError(str(error), detail=", ".join(request.data)) from error
     return accumulator
-
-
-def _auto_batch_size(built: BuiltModel, encoded: Encoded) -> int:
-    from mergekit_cl.training.encode import auto_batch_size
-
-    return auto_batch_size(built.parameters, encoded.longest)
 
 
 def _notes(

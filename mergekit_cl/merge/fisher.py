@@ -69,14 +69,22 @@ def fisher_weighted(
         if fallbacks:
             into.masked_fill_(undecided, scales[k].weight)
 
+    # Without a floor, none of the first inputs may have measured an entry.
+    nobody_yet_is_possible = any(scale.floor == 0 for scale in scales)
     weigh(taking_part[0], total)
     mean.copy_(operands[taking_part[0]])
     for k in taking_part[1:]:
         x = operands[k]
         weigh(k, gain)
         torch.add(total, gain, out=grown)
+        if nobody_yet_is_possible:
+            nobody = grown == 0
+            gain.masked_fill_(nobody, 0.0)
+            grown.masked_fill_(nobody, 1.0)
         gain.div_(grown)
         total.div_(grown)
+        if nobody_yet_is_possible:
+            grown.masked_fill_(nobody, 0.0)
         mean_is_nearer = total > gain
         torch.minimum(gain, total, out=gain)
         # From the nearer end: mean - t (mean - x), or x - (1 - t)(x - mean).

@@ -80,12 +80,17 @@ def _minus_differences(
     if first:
         total.copy_(anchor)
         return total
+    if min(weights) < 0:
+        total.add_(0.0)  # a difference of +0 times a negative weight is -0, which would lose a -0
     return torch.sub(anchor, total, out=total)
 
 
 def normalized(weights: Sequence[float]) -> tuple[float, ...]:
     """Weights divided by their sum, in float64; raises ValueError where that is 0 or not finite."""
-    total = math.fsum(weights)
+    try:
+        total = math.fsum(weights)
+    except OverflowError:
+        total = math.inf
     if total == 0 or not math.isfinite(total):
         raise ValueError(f"the weights sum to {total}")
     return tuple(weight / total for weight in weights)

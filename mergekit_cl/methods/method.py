@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,8 @@ def resolve_weights(
             detail=f"--weights {','.join(map(str, weights))}",
             hint="give one weight per input, in their order",
         )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise OptionError("weights must be finite numbers", detail=f"--weights {weights}")
     if not normalize:
         return weights
     try:

@@ -43,6 +43,17 @@ class Staging:
 
         Raises OutputError when another process holds it, or another command left it unfinished.
         """
+        try:
+            self._open(identity, restart)
+        except OSError as error:
+            self.close()
+            raise OutputError(
+                "writing failed",
+                detail=f"{self.place}: {error.strerror or error}",
+                hint="mend that, or choose another -o, and give the same command again",
+            ) from error
+
+    def _open(self, identity: dict[str, Any], restart: bool) -> None:
         self.place.parent.mkdir(parents=True, exist_ok=True)
         finish_interrupted(self.target)
         self._take_lock()

@@ -30,8 +30,9 @@ def check_apart(target: Path, inputs: Sequence[Checkpoint]) -> None:
     """Raise OutputError where the output is, lies in, or contains an input."""
     place = Path(os.path.realpath(target))
     for checkpoint in inputs:
-        own = checkpoint.root if checkpoint.path.is_dir() else checkpoint.path
-        source = Path(os.path.realpath(own))
+        if checkpoint.here is None:
+            continue
+        source = Path(os.path.realpath(checkpoint.here))
         if place == source or source in place.parents or place in source.parents:
             raise OutputError(
                 "the output would overwrite an input",

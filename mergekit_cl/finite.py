@@ -1,0 +1,42 @@
+"""NaN and Inf in weights, found fast and named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergekit_cl.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergekit_cl.checkpoint import Checkpoint
+
+
+def count_nonfinite(tensor: torch.Tensor) -> int:
+    """How many entries are NaN or Inf.
+
+    A finite sum says none many times faster than looking at every entry; only a sum that is not,
+    or that overflows, makes it look.
+    """
+    import torch
+
+    wide = None if tensor.dtype == torch.float64 else torch.float32
+    if bool(torch.sum(tensor, dtype=wide).isfinite()):
+        return 0
+    return int((~tensor.isfinite()).count_nonzero())
+
+
+def nonfinite_input(place: str) -> NonFiniteError:
+    """The error for NaN or Inf in a tensor that was given."""
+    return NonFiniteError(
+        "an input holds NaN or Inf",
+        detail=place,
+        hint="repair it, or give --allow-nonfinite to let them through a merge",
+    )
+
+
+def refuse_nonfinite(checkpoint: Checkpoint) -> None:
+    """Raise NonFiniteError naming the first weight that holds NaN or Inf."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.is_float and (bad := count_nonfinite(checkpoint.read(name))):
+            raise nonfinite_input(f"{checkpoint.path}: {name} ({bad} entries)")
