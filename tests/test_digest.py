@@ -12,7 +12,7 @@ from making import model_tensors, write_model, write_pickle, write_sharded
 from mergekit_cl.block import BLOCK, PieceHash, as_bytes
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.digest import PIECE_BYTES, bytes_digest, tensor_digest, weights_digest
-from mergekit_cl.uptodate import checkpoint_digests
+from mergekit_cl.digesting import checkpoint_digests
 
 TENSORS = model_tensors(0)
 
