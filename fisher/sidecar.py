@@ -68,7 +68,7 @@ def decode_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
         raise SidecarError(f"{where} has no {METADATA_KEY} metadata: it is no Fisher sidecar")
     try:
         found = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SidecarError(f"{where}: its {METADATA_KEY} metadata is not JSON") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         seen = found.get("format") if isinstance(found, dict) else type(found).__name__
@@ -100,7 +100,7 @@ def _wrong_values(said: Mapping[str, Any]) -> list[str]:
 
 
 def _is_description(entry: object) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("digest") or "", str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("digest"), (str, type(None))):
         return False
     amounts = all(_is_amount(entry[key]) for key in STATISTICS if key in entry)
     return amounts and ("count" not in entry or _is_count(entry["count"]))

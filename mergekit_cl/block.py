@@ -236,10 +236,10 @@ def _changed(out: torch.Tensor, stored: torch.Tensor, wide: torch.Tensor) -> int
 
 
 def _keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Equal inputs keep their value even where it is infinite, whose differences are NaN."""
+    """An infinity in which all inputs agree is kept: differences of it are NaN."""
     import torch
 
-    agree = torch.ones_like(exact, dtype=torch.bool)
+    agree = inputs[0].isinf()
     for other in inputs[1:]:
         agree &= inputs[0] == other
     return torch.where(agree, inputs[0], exact)

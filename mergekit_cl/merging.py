@@ -234,7 +234,8 @@ def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult])
         said = {} if sidecar is None else sidecar.metadata
         tokens, examples = said.get("tokens"), said.get("examples")
         per_example = tokens / examples if tokens and examples else None
-        parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration")))
+        in_nats = said.get("estimator") in ("mc", "exact")
+        parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration"), in_nats))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
     return summarise(merged, parents, carried=plan.carry is not None)
 

@@ -165,6 +165,7 @@ class _Work:
         self._pending: dict[str, _Pending] = {}
         self._tensors_left: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
 
     def spans(self) -> Iterator[tuple[Shard, Step, int, int, int]]:
         """(shard, step, tensor's offset in its file, first element, end) in reading order."""
@@ -208,9 +209,10 @@ class _Work:
             if self._tensors_left[shard.file]:
                 return
         self._files.finish(shard.file)
-        if self._carry is not None:
-            self._carry.sync()
-        self._on_shard(shard, {t.name: self._results[t.name] for t in shard.header.tensors})
+        with self._telling:
+            if self._carry is not None:
+                self._carry.sync()
+            self._on_shard(shard, {t.name: self._results[t.name] for t in shard.header.tensors})
 
 
 def span_elements(step: Step) -> int:

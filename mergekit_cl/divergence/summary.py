@@ -20,12 +20,14 @@ Metrics = dict[str, float | None]
 class Parent:
     """One model the merge is compared with.
 
-    tokens_per_example, calibration: of its sidecar, where it has one and they are known.
+    tokens_per_example, calibration: of its sidecar, where it has one and they are known. in_nats:
+    whether that Fisher is one whose quadratic form is a divergence (`mc` and `exact` only).
     """
 
     path: str
     tokens_per_example: float | None = None
     calibration: float | None = None
+    in_nats: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ def summarise(
         layers.setdefault(layer_of(name), []).append(name)
     model, layer_rows, tensor_rows = [], [], []
     for k, parent in enumerate(parents):
-        whole = metrics(total([sums[name][k] for name in sums]))
+        whole = _metrics(total([sums[name][k] for name in sums]), parent)
         model.append(ParentMetrics(parent.path, whole, _predicted_loss(whole, parent)))
-        tensor_rows += [Row(name, parent.path, metrics(sums[name][k])) for name in sums]
+        tensor_rows += [Row(name, parent.path, _metrics(sums[name][k], parent)) for name in sums]
         layer_rows += [
-            Row(layer, parent.path, metrics(total([sums[name][k] for name in names])))
+            Row(layer, parent.path, _metrics(total([sums[name][k] for name in names]), parent))
             for layer, names in layers.items()
         ]
     return Divergence(
@@ -128,3 +130,8 @@ def _predicted_loss(whole: Metrics, parent: Parent) -> float | None:
     if predicted is None or parent.calibration is None or not parent.tokens_per_example:
         return None
     return parent.calibration * predicted / parent.tokens_per_example
+
+
+def _metrics(sums: Sums, parent: Parent) -> Metrics:
+    found = metrics(sums)
+    return found if parent.in_nats else {**found, "predicted_kl": None}

@@ -16,6 +16,8 @@ from mergekit_cl.sidecar import NAMES, Sidecar, open_sidecar
 
 def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
     """Where the sidecar goes; raises OutputError where the model's folder cannot be written."""
+    if given is None and checkpoint.here is None:
+        raise _unwritable(checkpoint, f"{checkpoint.side_place}/{NAMES[0]}")
     target = given or checkpoint.side_folder / NAMES[0]
     if target.suffix != ".safetensors":
         raise OptionError(
@@ -24,7 +26,7 @@ def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
             hint=f"-o {target}.safetensors",
         )
     if checkpoint.root == checkpoint.path and target.resolve().parent == checkpoint.root.resolve():
-        raise OutputError(
+        raise OptionError(
             "a sidecar beside the weights would be read as weights",
             detail=f"-o {target}",
             hint=f"-o {checkpoint.side_folder / target.name}, or no -o at all",
@@ -33,13 +35,17 @@ def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        raise OutputError(
-            "the model's folder cannot be written to",
-            detail=str(target),
-            hint=f"clmerge fisher {checkpoint.path} --data ... -o fisher.safetensors, "
-            "then clmerge fisher-merge ... --fisher fisher.safetensors",
-        )
+        raise _unwritable(checkpoint, str(target))
     return target
+
+
+def _unwritable(checkpoint: Checkpoint, target: str) -> OutputError:
+    return OutputError(
+        "the model's folder cannot be written to",
+        detail=target,
+        hint=f"clmerge fisher {checkpoint.path} --data ... -o fisher.safetensors, "
+        "then clmerge fisher-merge ... --fisher fisher.safetensors",
+    )
 
 
 def existing_sidecar(target: Path) -> Sidecar | None:
@@ -54,9 +60,17 @@ def existing_sidecar(target: Path) -> Sidecar | None:
 
 
 def check_replaceable(
-    target: Path, existing: Sidecar | None, digest: str, request: FisherRequest
+    target: Path,
+    existing: Sidecar | None,
+    checkpoint: Checkpoint,
+    digest: str,
+    request: FisherRequest,
 ) -> None:
-    """A sidecar of weights that are no longer there may go; anything else needs --force."""
+    """Raise OutputError where something may not be replaced.
+
+    A sidecar in the model's own folder whose weights are no longer there may; another one with
+    --force; what is no sidecar never.
+    """
     there = target if existing is None else Path(existing.checkpoint.path)
     if not there.exists():
         return
@@ -66,7 +80,9 @@ def check_replaceable(
             detail=str(target),
             hint="choose another -o",
         )
-    if request.force or existing.metadata.get("weights_digest") != digest:
+    own = target.resolve().parent == checkpoint.side_folder.resolve()
+    stale = existing.metadata.get("weights_digest") != digest
+    if request.force or (own and stale):
         return
     raise OutputError(
         "the sidecar exists and was made with other options or data",
@@ -104,4 +120,5 @@ def sidecar_files(sidecar: Sidecar | None) -> list[Path]:
     """Every file of a sidecar, its index included."""
     if sidecar is None:
         return []
-    return [Path(sidecar.checkpoint.path), *(Path(file) for file in sidecar.checkpoint.files)]
+    opened = sidecar.checkpoint
+    return [Path(opened.path), *(file for file in opened.files if isinstance(file, Path))]

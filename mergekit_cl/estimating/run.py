@@ -79,7 +79,7 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
             return FisherOutcome(
                 target, "up to date", existing.metadata, (), 0.0, existing.checkpoint.nbytes
             )
-        check_replaceable(target, existing, described["weights_digest"], request)
+        check_replaceable(target, existing, checkpoint, described["weights_digest"], request)
         ready = _prepare(request, checkpoint, choice)
         built, encoded = ready.built, ready.encoded
         check_room(target, checkpoint.nbytes)

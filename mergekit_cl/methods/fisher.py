@@ -85,6 +85,8 @@ def fisher_method(
         "fallback": fallback,
         "on_missing_fisher": on_missing,
         "estimators": [sidecar.metadata["estimator"] for sidecar in full],
+        "units": [sidecar.metadata["unit"] for sidecar in full],
+        "levels": [sidecar.metadata["level"] for sidecar in full],
     }
     return Method("fisher-merge", options, checkpoints, recipe, full, base, notes)
 

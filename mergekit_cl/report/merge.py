@@ -39,7 +39,9 @@ def print_merge(outcome: MergeOutcome) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    # A log has no width: nothing is cut there.
+    width = None if sys.stderr.isatty() else 10_000
+    console = Console(stderr=True, highlight=False, soft_wrap=True, width=width)
     if outcome.state == "up to date":
         console.print(f"{escape(str(outcome.target))} is up to date")
         return

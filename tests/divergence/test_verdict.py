@@ -54,7 +54,7 @@ def test_one_lossy_parent_is_enough_and_is_named() -> None:
 def test_every_reason_is_told_and_advice_only_once() -> None:
     verdict = judge([parent(0.1, 0.5, "A"), parent(0.2, 0.5, "B")])
     assert len(verdict.reasons) == 4
-    assert len(verdict.advice) == 2
+    assert len(verdict.advice) == 3
 
 
 def test_the_advice_for_lost_updates_is_float32() -> None:
