@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Break, tuple[str, ...]]] = {
     "index no JSON": (index_text("{"), ("the index is not JSON", I)),
     "index a list": (index_text("[]"), ("the index has no weight_map", I)),
     "index empty": (index_text('{"weight_map": {}}'), ("the index has no weight_map", I)),
-    "index of numbers": (index_text('{"weight_map": {"w": 1}}'), ("names no file", f"{I}: w")),
+    "index of numbers": (index_text('{"weight_map": {"w": 1}}'), ("names no file", I)),
     "index file missing": (shard_gone, ("a file that is not there", "model-00002-of-00002")),
     "index leads outside": (
         index(lambda files: {**files, FIRST: "../a/model.safetensors"}),
@@ -292,11 +292,17 @@ def test_a_missing_path_is_refused(place: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_name_of_the_hub_is_never_downloaded(place: Path, command: str) -> None:
+def test_a_bare_name_of_the_hub_is_never_downloaded(place: Path, command: str) -> None:
     words = [("org/name" if word == "b" else word) for word in COMMANDS[command]]
-    refused(*words, unchanged=place, says=("no such file", "hf download org/name --local-dir"))
-    words = [("hf://org/name" if word == "b" else word) for word in COMMANDS[command]]
-    refused(*words, unchanged=place, says=("on this machine's disk", "hf download org/name"))
+    says = ("no such file or directory", "  org/name\n", "if this is a model on the hub")
+    refused(*words, unchanged=place, says=says)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_address_is_told_as_it_was_typed(place: Path, command: str) -> None:
+    address = "nosuch://bucket//model"
+    words = [(address if word == "b" else word) for word in COMMANDS[command]]
+    refused(*words, unchanged=place, says=(address,))
 
 
 def test_every_difference_in_names_and_shapes_is_listed(place: Path) -> None:

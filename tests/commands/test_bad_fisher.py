@@ -60,7 +60,7 @@ def test_nothing_is_ever_written_beside_or_over_the_models_weights(
     models: Path, output: str, force: list[str]
 ) -> None:
     line = ("fisher", "a", *ROWS, "-o", output, *force)
-    refused(*line, unchanged=models, says=(output,))
+    refused(*line, unchanged=models, says=(f"-o {output}",), code=2)
 
 
 @pytest.mark.parametrize("output", ["b/model.safetensors", "letter.safetensors"])
@@ -68,6 +68,13 @@ def test_force_replaces_nothing_but_a_sidecar(models: Path, output: str) -> None
     (models / "letter.safetensors").write_text("years of work")
     says = (output,)
     refused("fisher", "a", *ROWS, "-o", output, "--force", unchanged=models, says=says)
+
+
+def test_the_sidecar_of_another_model_is_replaced_by_force_alone(models: Path) -> None:
+    run("fisher", "a", *ROWS, "-o", "f.safetensors")
+    line = ("fisher", "b", *ROWS, "-o", "f.safetensors")
+    refused(*line, unchanged=models, says=("the sidecar exists", "f.safetensors", "--force"))
+    assert run(*line, "--force")["state"] == "published"
 
 
 def test_an_output_is_a_safetensors_file(models: Path) -> None:

@@ -145,3 +145,11 @@ def test_the_end_of_a_merge_names_verdict_layers_place_and_cost(place: Path) -> 
         row = measured[layer, parent]
         assert (rel_l2, predicted) == (f"{row['rel_l2']:.3g}", f"{row['predicted_kl']:.3g}")
         assert survival == "-"  # float32: rounding lost nothing to speak of
+
+
+def test_nothing_is_cut_where_stderr_is_no_terminal(place: Path) -> None:
+    long = "a-model-whose-name-is-longer-than-a-terminal-is-wide-" + "x" * 60
+    (place / "a").rename(place / long)
+    lines = clmerge("linear-merge", long, "b").err.splitlines()
+    assert any(line.startswith("model.layers.1 ") and f" {long} " in line for line in lines)
+    assert not any("…" in line for line in lines)
