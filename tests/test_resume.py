@@ -119,17 +119,17 @@ def test_interrupted_at_any_span_it_continues_to_the_same_bytes(
 def test_interrupted_again_and_again_it_still_ends(
     inputs: list[Path], tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    # Each attempt gets one file further: told of what is kept, then of the spans of one file.
+    # Each tensor a file of its own; each attempt is told of what is kept and gets one further.
     attempts = 0
-    while attempts < 50:
+    while attempts < 20:
         attempts += 1
         try:
-            run(inputs, tmp_path / "out", stopping_after(5))
+            run(inputs, tmp_path / "out", stopping_after(2), shard_size=1)
             break
         except Interrupted:
             continue
-    assert 2 < attempts < 50
-    assert comparable(tmp_path / "out") == expected
+    assert 4 < attempts < 20
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "reference")
 
 
 def test_what_is_finished_is_not_computed_again(
