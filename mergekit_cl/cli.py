@@ -21,6 +21,8 @@ COMMANDS = {
     "fisher-merge": "Merge models weighted by their Fisher sidecars.",
     "linear-merge": "Merge models by a weighted average.",
     "ema-merge": "Move a state towards newer models: an exponential moving average.",
+    "verify": "Check every tensor of a checkpoint against its recorded digests.",
+    "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",
 }
 """Command: first line of its help. Its function is `command` in commands/<name>.py."""
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from mergekit_cl.block import as_bytes
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.dtypes import itemsize
 from mergekit_cl.digest import PIECE_BYTES, tensor_digest
 from mergekit_cl.errors import InputError
 
@@ -28,13 +30,18 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Piece `number` of a tensor: bytes `begin` to `end` of a file, or `held` in memory."""
+    """Piece `number` of a tensor, bytes `begin` to `end` of it.
+
+    path: the file it is read from, from `offset` on. held: its bytes, where they are in memory.
+    Neither: the checkpoint hands them out.
+    """
 
     name: str
     number: int
-    path: Path
     begin: int
     end: int
+    path: Path | None = None
+    offset: int = 0
     held: memoryview | None = None
 
 
@@ -57,7 +64,7 @@ def checkpoint_digests(
 
     def work() -> None:
         try:
-            with _Reader() as reader:
+            with _Reader(checkpoint) as reader:
                 while (unit := next_unit()) is not None:
                     for piece in unit:
                         found[piece.name][piece.number] = reader.digest(piece)
@@ -98,30 +105,23 @@ def _units(checkpoint: Checkpoint) -> Iterator[list[Piece]]:
 
 def _pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
     for name, tensor in checkpoint.tensors.items():
-        path = checkpoint.file_of(name)
-        held = None
-        # A torch file is read by torch alone. Its tensors are views of the mapped file; one that
-        # is not contiguous is copied once, here, and lives until its pieces are hashed.
-        if path.name not in checkpoint.headers and tensor.numel:
-            from mergekit_cl.block import as_bytes
-
-            held = as_bytes(checkpoint.read(name))
-        for number, start in enumerate(range(0, tensor.nbytes, PIECE_BYTES)):
-            stop = min(start + PIECE_BYTES, tensor.nbytes)
-            yield Piece(
-                name,
-                number,
-                path,
-                tensor.offset + start,
-                tensor.offset + stop,
-                None if held is None else held[start:stop],
-            )
+        file = checkpoint.file_of(name)
+        is_torch = file.name not in checkpoint.headers
+        path = file if isinstance(file, Path) and not is_torch else None
+        # The tensors of a torch file are views of it; one that is not contiguous is copied once,
+        # here, and lives until its pieces are hashed.
+        held = as_bytes(checkpoint.read(name)) if is_torch and tensor.numel else None
+        for number, begin in enumerate(range(0, tensor.nbytes, PIECE_BYTES)):
+            end = min(begin + PIECE_BYTES, tensor.nbytes)
+            part = None if held is None else held[begin:end]
+            yield Piece(name, number, begin, end, path, tensor.offset + begin, part)
 
 
 class _Reader:
     """One thread's buffer and the one file it has open."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._path: Path | None = None
         self._descriptor = -1
@@ -130,28 +130,38 @@ class _Reader:
         """The 32-byte digest of one piece."""
         if piece.held is not None:
             return blake3(piece.held).digest()
+        if piece.path is None:
+            return self._handed_out(piece)
         try:
-            return self._digest(piece)
+            return self._from_file(piece, piece.path)
         except OSError as error:
             raise InputError(
                 "a weight file cannot be read", detail=f"{piece.path}: {error.strerror or error}"
             ) from error
 
-    def _digest(self, piece: Piece) -> bytes:
-        descriptor = self._open(piece.path)
+    def _handed_out(self, piece: Piece) -> bytes:
+        size = itemsize(self._checkpoint.tensors[piece.name].dtype)
         digest = blake3()
-        position = piece.begin
-        while position < piece.end:
-            wanted = min(BUFFER_BYTES, piece.end - position)
-            count = os.preadv(descriptor, [self._buffer[:wanted]], position)
+        for begin in range(piece.begin, piece.end, BUFFER_BYTES):
+            end = min(begin + BUFFER_BYTES, piece.end)
+            digest.update(as_bytes(self._checkpoint.read(piece.name, begin // size, end // size)))
+        self._checkpoint.release(piece.name, piece.begin // size, piece.end // size)
+        return digest.digest()
+
+    def _from_file(self, piece: Piece, path: Path) -> bytes:
+        descriptor = self._open(path)
+        digest = blake3()
+        position, left = piece.offset, piece.end - piece.begin
+        while left:
+            count = os.preadv(descriptor, [self._buffer[: min(BUFFER_BYTES, left)]], position)
             if not count:
                 raise InputError(
                     "a weight file became shorter while it was read",
-                    detail=f"{piece.path}: {piece.name} ends beyond the file",
+                    detail=f"{path}: {piece.name} ends beyond the file",
                     hint="wait until nothing writes to it",
                 )
             digest.update(self._buffer[:count])
-            position += count
+            position, left = position + count, left - count
         return digest.digest()
 
     def _open(self, path: Path) -> int:

@@ -155,10 +155,13 @@ def _entry(name: str, entry: Any, where: str) -> tuple[int, int, str, str, tuple
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _broken("has a tensor of unknown dtype", f"{where}: {name}: {dtype!r:.40}")
-    if not _counts(shape) or len(shape) > 64:
+    if not isinstance(shape, list) or len(shape) > 64:
         raise _broken("has a tensor of impossible shape", f"{where}: {name}: {shape!r:.40}")
-    if not _counts(offsets) or len(offsets) != 2:
+    if not isinstance(offsets, list) or len(offsets) != 2:
         raise _broken("has a tensor of impossible offsets", f"{where}: {name}: {offsets!r:.40}")
+    if not _are_counts(shape + offsets):  # both at once: most of the time goes here
+        what, seen = ("offsets", offsets) if not shape or _are_counts(shape) else ("shape", shape)
+        raise _broken(f"has a tensor of impossible {what}", f"{where}: {name}: {seen!r:.40}")
     begin, end = offsets
     bits = math.prod(shape) * BITS[dtype]
     if bits % 8 or end - begin != bits // 8:
@@ -176,12 +179,9 @@ def _is_text(names: list[str]) -> bool:
     return True
 
 
-def _counts(values: Any) -> bool:
-    """Whether these are numbers of bytes or elements: integers, and no truth values."""
-    return isinstance(values, list) and (
-        not values
-        or (set(map(type, values)) == _INTEGERS and min(values) >= 0 and max(values) < 2**62)
-    )
+def _are_counts(values: list[Any]) -> bool:
+    """Whether these, one at least, are numbers of bytes or elements: integers, no truth values."""
+    return set(map(type, values)) == _INTEGERS and min(values) >= 0 and max(values) < 2**62
 
 
 def _broken(what: str, detail: str) -> FormatError:
