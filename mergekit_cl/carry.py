@@ -35,8 +35,8 @@ class Carry:
 
 def find_carry(model: Checkpoint) -> Carry | None:
     """The residuals beside a model, or None; raises FormatError where the file is another thing."""
-    path = model.side_folder / FILE
-    if not path.is_file():
+    path = model.beside(FILE)
+    if path is None:
         return None
     opened = open_checkpoint(path)
     try:
@@ -47,7 +47,7 @@ def find_carry(model: Checkpoint) -> Carry | None:
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(
             "the file holds no rounding residuals this version can read",
-            detail=f"{path}: {error}",
+            detail=f"{opened.path}: {error}",
             hint="remove it to go on without them",
         ) from error
 

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mergekit_cl.checkpoint.small import companions_among
 from mergekit_cl.config import config_text, with_dtype
-
-_KINDS = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.py",
-    "*.tiktoken",
-    "*.md",
-    "LICENSE*",
-    "NOTICE*",
-)
-_NOT = ("*.index.json", "trainer_state.json", "adapter_config.json", "all_results.json")
 
 
 def companions(root: Path) -> list[Path]:
     """Files of a checkpoint folder that a merged model needs, sorted; no weights."""
-    found = {
-        path
-        for kind in _KINDS
-        for path in root.glob(kind)
-        if path.is_file() and not any(path.match(other) for other in _NOT)
-    }
-    return sorted(found)
+    return [root / name for name in companions_among(p.name for p in root.iterdir() if p.is_file())]
 
 
 def copy_companions(root: Path, target: Path, dtype: str | None) -> None:

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from mergekit_cl.checkpoint import Checkpoint
-from mergekit_cl.checkpoint.places import INDEXES
+from mergekit_cl.checkpoint.place import INDEXES
 from mergekit_cl.errors import OptionError
 
 
 def check_in_place(state: Checkpoint) -> None:
     """Raise OptionError where the successor could not have the state's name."""
-    if not state.path.is_dir() and state.path.suffix != ".safetensors":
+    if state.here is None or not (state.folder or state.here.suffix == ".safetensors"):
         raise OptionError(
             "only a directory or a .safetensors file can be updated in place",
             detail=str(state.path),

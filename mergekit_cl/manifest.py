@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.checkpoint.filesystem import RemoteFile
 from mergekit_cl.digest import bytes_digest, weights_digest
 from mergekit_cl.layout import Layout
 
@@ -24,6 +25,7 @@ def describe_input(
     """
     return {
         "path": str(checkpoint.path),
+        "revision": checkpoint.revision,
         "role": role,
         "weights_digest": None
         if digests is None
@@ -78,7 +80,7 @@ def _entries(
     return [(t.name, t.dtype, t.shape, digests[t.name]) for t in tensors]
 
 
-def _describe_file(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+def _describe_file(checkpoint: Checkpoint, path: Path | RemoteFile) -> dict[str, Any]:
     header = checkpoint.headers.get(path.name)
     if header is not None:
         description = header.raw
@@ -88,6 +90,6 @@ def _describe_file(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         description = json.dumps(listed).encode()
     return {
         "name": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": checkpoint.file_bytes(path),
         "digest": bytes_digest(description),
     }

@@ -35,10 +35,10 @@ class Sidecar:
         return found
 
 
-def find_sidecar(model: Checkpoint) -> Path | None:
+def find_sidecar(model: Checkpoint) -> str | Path | None:
     """The sidecar in a model's own folder, if there is one."""
-    places = (model.side_folder / name for name in NAMES)
-    return next((place for place in places if place.is_file()), None)
+    places = (model.beside(name) for name in NAMES)
+    return next((place for place in places if place is not None), None)
 
 
 def open_sidecar(path: str | Path) -> Sidecar:
@@ -48,7 +48,7 @@ def open_sidecar(path: str | Path) -> Sidecar:
     """
     checkpoint = open_checkpoint(path)
     try:
-        return Sidecar(checkpoint, decode_metadata(checkpoint.metadata, str(path)))
+        return Sidecar(checkpoint, decode_metadata(checkpoint.metadata, str(checkpoint.path)))
     except SidecarError as error:
         raise FormatError(
             "the file is no Fisher sidecar",
@@ -67,8 +67,9 @@ def sidecar_of(model: Checkpoint, given: str | Path | None) -> Sidecar:
     if path is None:
         raise InputError(
             "a model has no Fisher sidecar",
-            detail=f"{model.path}: no {model.side_folder / NAMES[0]}",
-            hint=f"clmerge fisher {model.path} --data FILE",
+            detail=f"{model.path}: no {model.side_place}/{NAMES[0]}",
+            hint=f"clmerge fisher {model.path} --data FILE"
+            + ("" if model.here else " -o x.safetensors, then --fisher x.safetensors here"),
         )
     sidecar = open_sidecar(path)
     for name, tensor in sidecar.checkpoint.tensors.items():
@@ -77,7 +78,8 @@ def sidecar_of(model: Checkpoint, given: str | Path | None) -> Sidecar:
             have = "nothing" if weight is None else f"{weight.dtype} {list(weight.shape)}"
             raise MismatchError(
                 "a Fisher sidecar belongs to another model",
-                detail=f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                detail=f"{sidecar.checkpoint.path}: {name} is {tensor.dtype} "
+                f"{list(tensor.shape)}, "
                 f"{model.path} has {have}",
                 hint=f"clmerge fisher {model.path} --data FILE",
             )

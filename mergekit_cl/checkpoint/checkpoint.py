@@ -7,10 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mergekit_cl.checkpoint.header import Header, TensorInfo, read_header
-from mergekit_cl.checkpoint.mapped import MappedFile
-from mergekit_cl.checkpoint.pickled import PickledFile, is_pickle
-from mergekit_cl.checkpoint.places import Place, locate
+from mergekit_cl.checkpoint.dtypes import READABLE
+from mergekit_cl.checkpoint.filesystem import RemoteFile
+from mergekit_cl.checkpoint.header import Header, TensorInfo
+from mergekit_cl.checkpoint.hub import HUB
+from mergekit_cl.checkpoint.place import Place
+from mergekit_cl.checkpoint.places import locate
+from mergekit_cl.checkpoint.readers import Opened, Reader, open_local, open_remote
+from mergekit_cl.checkpoint.remote import WINDOW, WINDOWS_PER_THREAD
+from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -20,32 +25,48 @@ if TYPE_CHECKING:
 class Checkpoint:
     """Names, dtypes and shapes from headers alone; elements on demand.
 
-    path: as the user gave it. root: folder with config and tokenizer. tensors: canonical names in
-    file order. aliases: {tied name: canonical name}. config: `config.json`, or None.
+    path: as the user gave it; text, and without secrets, where that is a URL. root: folder with
+    config and tokenizer, always on this disk. tensors: canonical names in file order. aliases:
+    {tied name: canonical name}. config: `config.json`, or None. folder: whether the path names a
+    whole folder. here: the path on this disk, or None. revision: the commit of a model on the hub.
     """
 
     def __init__(self, path: str | Path, place: Place) -> None:
-        self.path = Path(path)
+        self.path = _as_told(path)
         self.root = place.root
         self.files = place.files
         self.side_folder = place.side_folder
+        self.folder = place.folder
+        self.here = None if is_url(str(self.path)) else Path(self.path)
+        self.revision = place.revision
         self.tensors: dict[str, TensorInfo] = {}
         self.aliases: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
-        self._readers: dict[str, MappedFile | PickledFile] = {}
+        self._source = place.source
+        self._readers: dict[str, Reader] = {}
+        self._file_of: dict[str, Path | RemoteFile] = {}
         held: dict[str, str] = {}
-        for file in place.files:
-            names = self._open(file)
-            _check_apart(names, held, file)
-            held.update(dict.fromkeys(names, file.name))
+        for opened in _open_files(place):
+            names = self._take(opened)
+            _check_apart(names, held, opened.file)
+            held.update(dict.fromkeys(names, opened.file.name))
         if place.weight_map is not None:
-            _check_index(place, held)
+            _check_index(str(self.path), place.weight_map, held)
         self.config = _read_config(place.root / "config.json")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements `start` to `stop` of a tensor, flat, in the stored dtype; usually a view."""
+        """Elements `start` to `stop` of a tensor, flat, in the stored dtype; usually a view.
+
+        Raises InputError for packed types, and where a place beyond this disk fails.
+        """
         tensor = self.tensors[name]
+        if tensor.dtype not in READABLE:
+            raise InputError(
+                "weights of this dtype can be described, not read",
+                detail=f"{self.path}: {name} is {tensor.dtype}",
+                hint="use the model in bfloat16, float16 or float32",
+            )
         return self._readers[name].read(tensor, start, tensor.numel if stop is None else stop)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -56,9 +77,38 @@ class Checkpoint:
         """Say that these elements will not be read again soon."""
         self._readers[name].release(self.tensors[name], start, stop)
 
-    def file_of(self, name: str) -> Path:
+    def file_of(self, name: str) -> Path | RemoteFile:
         """The file that holds a tensor."""
-        return self._readers[name].path
+        return self._file_of[name]
+
+    def file_bytes(self, file: Path | RemoteFile) -> int:
+        """Size of a weight file."""
+        return file.nbytes if isinstance(file, RemoteFile) else file.stat().st_size
+
+    def stamps(self) -> list[list[str | int]]:
+        """[file, bytes, time or version] of every weight file: unequal after a change.
+
+        Of files beyond this disk as they were when they were opened.
+        """
+        return [_stamp(file) for file in self.files]
+
+    def beside(self, name: str) -> str | Path | None:
+        """A file in the side folder, as `open_checkpoint` takes it; None where it is not there."""
+        if self._source is None:
+            path = self.side_folder / name
+            return path if path.is_file() else None
+        found = self._source.find(f"{self.side_folder.name}/{name}", optional=True)
+        return None if found is None else found.url
+
+    @property
+    def side_place(self) -> str:
+        """The side folder's place as messages show it."""
+        return str(self.side_folder if self.here else f"{self.path}/{self.side_folder.name}")
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of memory that reading takes per thread, besides the blocks handed out."""
+        return 0 if self._source is None else WINDOW * WINDOWS_PER_THREAD
 
     @property
     def nbytes(self) -> int:
@@ -69,6 +119,8 @@ class Checkpoint:
         """Give back the files."""
         for reader in self._readers.values():
             reader.close()
+        if self._source is not None:
+            self._source.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -81,31 +133,17 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _open(self, path: Path) -> list[str]:
+    def _take(self, opened: Opened) -> list[str]:
         """Take in one file; gives the names of its tensors, tied ones too."""
-        reader: MappedFile | PickledFile
-        aliases: dict[str, str] = {}
-        try:
-            if is_pickle(path):
-                reader = PickledFile(path)
-                found: tuple[TensorInfo, ...] = reader.infos()
-                aliases = reader.aliases
-            else:
-                reader = MappedFile(path)
-                with path.open("rb") as stream:
-                    header = read_header(stream, path.stat().st_size, str(path))
-                self.headers[path.name] = header
-                found = header.tensors
-                self.metadata.update(header.metadata)
-        except OSError as error:
-            raise InputError(
-                "a weight file cannot be read", detail=f"{path}: {error.strerror}"
-            ) from error
-        names = [tensor.name for tensor in found]
-        self.tensors.update(zip(names, found, strict=True))
-        self._readers.update(dict.fromkeys(names, reader))
-        self.aliases.update(aliases)
-        return [*names, *aliases]
+        names = [tensor.name for tensor in opened.tensors]
+        self.tensors.update(zip(names, opened.tensors, strict=True))
+        self._readers.update(dict.fromkeys(names, opened.reader))
+        self._file_of.update(dict.fromkeys(names, opened.file))
+        self.aliases.update(opened.aliases)
+        if opened.header is not None:
+            self.headers[opened.file.name] = opened.header
+            self.metadata.update(opened.header.metadata)
+        return [*names, *opened.aliases]
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -116,34 +154,57 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, locate(path))
 
 
-def _check_apart(names: list[str], held: dict[str, str], path: Path) -> None:
+def _as_told(path: str | Path) -> str | Path:
+    text = as_typed(path)
+    if not is_url(text):
+        return Path(path)
+    here = local_path(text)
+    if here is not None:
+        return here
+    return text if text.startswith(HUB) else shown(text)
+
+
+def _stamp(file: Path | RemoteFile) -> list[str | int]:
+    if isinstance(file, RemoteFile):
+        return [str(file), file.nbytes, file.stamp]
+    stat = file.stat()
+    return [str(file.absolute()), stat.st_size, stat.st_mtime_ns]
+
+
+def _open_files(place: Place) -> list[Opened]:
+    remote = tuple(file for file in place.files if isinstance(file, RemoteFile))
+    if place.source is not None:
+        return open_remote(remote, place.source)
+    return [open_local(file) for file in place.files if not isinstance(file, RemoteFile)]
+
+
+def _check_apart(names: list[str], held: dict[str, str], file: Path | RemoteFile) -> None:
     """Refuse a tensor that an earlier file holds; held: {name: file name}."""
     if held.keys().isdisjoint(names):
         return
     twice = next(name for name in names if name in held)
     raise FormatError(
         "a tensor is in two files",
-        detail=f"{path.parent}: {twice} in {held[twice]} and {path.name}",
+        detail=f"{file}: {twice} is in {held[twice]} too",
         hint="fetch or save the checkpoint again",
     )
 
 
-def _check_index(place: Place, held: dict[str, str]) -> None:
+def _check_index(where: str, weight_map: dict[str, str], held: dict[str, str]) -> None:
     """Refuse an index that does not say of every tensor which file holds it."""
-    weight_map = place.weight_map or {}
     if held == weight_map:
         return
     for name, file in weight_map.items():
         if held.get(name) != file:
             raise FormatError(
                 "the index names a tensor that its file does not hold",
-                detail=f"{place.root}: {name} in {file}",
+                detail=f"{where}: {name} in {file}",
                 hint="fetch or save the checkpoint again",
             )
     extra = sorted(held.keys() - weight_map.keys())
     raise FormatError(
         f"the index leaves out {len(extra)} tensors of its files",
-        detail=f"{place.root}: {', '.join(extra[:3])}",
+        detail=f"{where}: {', '.join(extra[:3])}",
         hint="fetch or save the checkpoint again",
     )
 

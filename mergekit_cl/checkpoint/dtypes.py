@@ -53,6 +53,9 @@ _TORCH = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
+READABLE = frozenset(_TORCH)
+"""What torch has a type for; the others are described by their header and never read."""
+
 LONG_NAMES = {_TORCH[short]: short for short in ("F16", "BF16", "F32", "F64")}
 
 

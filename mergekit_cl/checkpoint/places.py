@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from mergekit_cl.errors import FormatError, InputError
-
-SINGLE = ("model.safetensors", "pytorch_model.bin")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-HUB = "hf://"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Weight files of one checkpoint.
-
-    root: the folder with config and tokenizer. weight_map: {tensor: file name} of an index.
-    side_folder: where this tool keeps what it adds.
-    """
-
-    root: Path
-    files: tuple[Path, ...]
-    weight_map: dict[str, str] | None
-    side_folder: Path
+from mergekit_cl.checkpoint.beyond import locate_url
+from mergekit_cl.checkpoint.hub import HUB, fetch
+from mergekit_cl.checkpoint.index import read_index
+from mergekit_cl.checkpoint.place import INDEXES, SINGLE, Place, side_name
+from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path
+from mergekit_cl.errors import InputError
 
 
 def locate(path: str | Path) -> Place:
-    """Find the weight files a PATH names.
+    """Find the weight files a PATH names, on this disk or beyond it.
 
     Raises InputError where nothing, or no weights, are there; FormatError for a broken index.
     """
-    text = str(path)
-    if text.startswith(HUB) or "://" in text:
-        raise InputError(
-            "only paths on this machine's disk can be opened",
-            detail=text,
-            hint=f"hf download {text.removeprefix(HUB)} --local-dir DIR, then give DIR"
-            if text.startswith(HUB)
-            else "copy it here first",
-        )
-    place = Path(path)
-    if place.is_dir():
+    text = as_typed(path)
+    if text.startswith(HUB):
+        folder, commit = fetch(text)
+        return replace(_directory(folder), revision=commit)
+    if is_url(text):
+        here = local_path(text)
+        return locate_url(text) if here is None else _locate_here(here)
+    return _locate_here(Path(text))
+
+
+def _locate_here(place: Path) -> Place:
+    kind = _kind(place)
+    if kind == "directory":
         return _directory(place)
-    if place.name.endswith(".index.json") and place.is_file():
-        return _sharded(place, place.with_name(place.name.split(".")[0] + ".clmerge"))
-    if place.is_file():
-        return Place(place.parent, (place,), None, single_file_side_folder(place))
-    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
+    if kind == "file" and place.name.endswith(".index.json"):
+        return _sharded(place, single_file_side_folder(place), folder=False)
+    if kind == "file":
+        return Place(place.parent, (place,), None, single_file_side_folder(place), folder=False)
+    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) is not None
     raise InputError(
         "no such file or directory",
-        detail=text,
-        hint=f"hf download {text} --local-dir DIR if this is a model on the hub, then give DIR"
-        if looks_like_hub
-        else None,
+        detail=f"{place!s:.300}",
+        hint=f"hf://{place} if this is a model on the hub" if looks_like_hub else None,
     )
+
+
+def _kind(place: Path) -> str | None:
+    try:
+        return "directory" if place.is_dir() else "file" if place.is_file() else None
+    except (OSError, ValueError):  # longer than names may be, or no text at all
+        return None
 
 
 def single_file_side_folder(path: Path) -> Path:
     """The folder beside a single-file checkpoint: `x.clmerge` for `x.safetensors`."""
-    return path.with_name(path.name.removesuffix(path.suffix) + ".clmerge")
+    return path.with_name(side_name(path.name))
 
 
 def _directory(root: Path) -> Place:
@@ -71,7 +64,7 @@ def _directory(root: Path) -> Place:
         if (root / single).is_file():
             return Place(root, (root / single,), None, side)
         if (root / index).is_file():
-            return _sharded(root / index, side)
+            return _sharded(root / index, side, folder=True)
     hint = "name the weight file itself" if _weight_files(root) else None
     if (root / "adapter_model.safetensors").is_file():
         hint = "this is an adapter, not a checkpoint"
@@ -82,40 +75,12 @@ def _directory(root: Path) -> Place:
     )
 
 
-def _sharded(index: Path, side_folder: Path) -> Place:
+def _sharded(index: Path, side_folder: Path, *, folder: bool) -> Place:
     weight_map = read_index(index)
     names = dict.fromkeys(weight_map.values())
     root = index.parent
-    return Place(root, tuple(root / name for name in names), weight_map, side_folder)
+    return Place(root, tuple(root / name for name in names), weight_map, side_folder, folder)
 
 
 def _weight_files(root: Path) -> list[Path]:
     return [p for p in root.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth")]
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """The weight map of an index, every file of which lies beside it and exists.
-
-    Raises FormatError.
-    """
-
-    def broken(what: str, value: object = None) -> FormatError:
-        detail = str(path) if value is None else f"{path}: {value!s:.120}"
-        return FormatError(f"the index {what}", detail=detail, hint="fetch or save it again")
-
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise broken("is not JSON") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise broken("has no weight_map")
-    for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise broken("names no file for a tensor", name)
-    for file in dict.fromkeys(weight_map.values()):
-        if file != Path(file).name or file in ("", ".", ".."):
-            raise broken("names a file outside its folder", file)
-        if not (path.parent / file).is_file():
-            raise broken("names a file that is not there", file)
-    return weight_map

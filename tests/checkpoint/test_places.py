@@ -87,11 +87,15 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
     assert "absent" in (caught.value.detail or "")
 
 
-def test_a_bare_hub_name_is_an_error_with_the_name_that_would_download_it() -> None:
-    # A typo must never download a stranger's model.
+def test_a_bare_hub_name_is_an_error_that_tells_how_to_mean_the_hub() -> None:
     with pytest.raises(InputError) as caught:
         locate("someone/some-model")
     assert "hf://someone/some-model" in (caught.value.hint or "")
+
+
+def test_a_file_url_means_its_path(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "with a space", W)
+    assert locate(folder.as_uri()) == locate(folder)
 
 
 def test_a_name_longer_than_any_file_system_allows_is_no_file(tmp_path: Path) -> None:
