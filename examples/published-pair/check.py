@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 def state_dict(path: str) -> dict[str, torch.Tensor]:
     """The weights in a training checkpoint; nothing else in it is unpickled."""
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]["state_dict"]
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # saved on a GPU
+    weights: dict[str, torch.Tensor] = checkpoint["model"]["state_dict"]
     return weights
 
 

@@ -35,6 +35,7 @@ def run(example: str, demo: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -45,7 +46,6 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("example", "packages", "folder", "texts"),
     [
@@ -65,12 +65,11 @@ def test_the_example_scores_five_models_and_does_nothing_twice(
     assert len(made) >= 6
     again = run(example, tmp_path)
     assert stamps(tmp_path) == made
-    assert "scored" not in again
-    assert "fine-tuning" not in again or again.count("up to date") >= 8
+    # base, 2 texts, 2 specialists, 2 Fishers, 2 merges, and 5 models' scores on 2 texts
+    assert again.count("up to date") == 19
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_published_pair_merges_to_what_torch_computes(tmp_path: Path) -> None:
     needs("chgnet")
     said = run("published-pair", tmp_path)
