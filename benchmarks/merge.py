@@ -1,0 +1,225 @@
+"""How fast merges are beside what the disk allows, and how much memory they add.
+
+    python benchmarks/merge.py --work DIR [--layers 22] [--runs 3]
+
+Rows run in turn, each in a process of its own that loads torch before its clock starts; the
+smallest of `--runs` counts, and ratios are to the floor of the same state of the page cache. Floor:
+two threads read all inputs, write as many bytes as the output has, fsync. "cold" evicts the
+inputs from the page cache first. Memory: the largest anonymous resident set during the row, less
+what it was before. The load-everything script is what people write: two state dicts, one
+expression, save_file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROWS = ("floor", "linear", "linear+report", "fisher floor", "fisher", "fisher+report", "load all")
+PIECE = 2**22
+
+
+def inputs(work: Path, fisher: bool) -> list[Path]:
+    files = [f for name in "ab" for f in sorted((work / name).glob("*.safetensors"))]
+    if fisher:
+        files += [work / name / "clmerge" / "fisher.safetensors" for name in "ab"]
+    return files
+
+
+def evict(files: list[Path]) -> None:
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def touch(files: list[Path]) -> None:
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.read(PIECE):
+                pass
+
+
+def floor(files: list[Path], written: int, out: Path) -> None:
+    """Read every byte, write as many as the output has, force them to the disk."""
+    out.mkdir()
+    target = os.open(out / "floor", os.O_RDWR | os.O_CREAT)
+    block = os.urandom(PIECE)
+
+    def read(file: Path) -> None:
+        buffer = bytearray(PIECE)
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+    def write(start: int) -> None:
+        for offset in range(start, min(start + 64 * PIECE, written), PIECE):
+            os.pwrite(target, block[: min(PIECE, written - offset)], offset)
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(read, file) for file in files]
+        jobs += [pool.submit(write, start) for start in range(0, written, 64 * PIECE)]
+        for job in jobs:
+            job.result()
+    os.fsync(target)
+    os.close(target)
+
+
+def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
+    """What a row does, everything it needs imported."""
+    if "floor" in row:
+        written = sum(f.stat().st_size for f in sorted((work / "a").glob("*.safetensors")))
+        files = inputs(work, row.startswith("fisher"))
+        return lambda: floor(files, written, out)
+    if row == "load all":
+        return _load_all(work, out)
+    from mergekit_cl.checkpoint import open_checkpoint
+    from mergekit_cl.merging import OutputOptions, run_merge
+    from mergekit_cl.methods.fisher import fisher_method
+    from mergekit_cl.methods.linear import linear_method
+    from mergekit_cl.plan import Selection
+    from mergekit_cl.report.progress import no_progress
+    from mergekit_cl.sidecar import sidecar_of
+
+    report = row.endswith("+report")
+
+    def run() -> None:
+        models = [open_checkpoint(work / name) for name in "ab"]
+        if row.startswith("linear"):
+            method = linear_method(
+                models, weights=None, normalize=True, base=None, sidecars=[None, None]
+            )
+        else:
+            method = fisher_method(
+                models,
+                [sidecar_of(model, None) for model in models],
+                weights=None,
+                normalize="trace",
+                floor=1e-6,
+                fallback="linear",
+                on_missing="error",
+                base=None,
+                allow_mixed=False,
+                selection=Selection(),
+            )
+        run_merge(method, OutputOptions(out, report=report), no_progress)
+
+    return run
+
+
+def _load_all(work: Path, out: Path) -> Callable[[], None]:
+    from safetensors.torch import load_file, save_file
+
+    def run() -> None:
+        def state(name: str) -> dict:
+            files = sorted((work / name).glob("*.safetensors"))
+            return {key: value for file in files for key, value in load_file(file).items()}
+
+        a, b = state("a"), state("b")
+        merged = {key: (a[key].float() * 0.5 + b[key].float() * 0.5).bfloat16() for key in a}
+        out.mkdir()
+        save_file(merged, out / "model.safetensors")
+        descriptor = os.open(out / "model.safetensors", os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    return run
+
+
+def anonymous() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def child(row: str, work: Path, out: Path) -> None:
+    """Run one row in this process and print what it cost."""
+    import torch  # noqa: F401 - before the clock
+
+    work_of_row = row_work(row, work, out)
+    before = largest = anonymous()
+    done = threading.Event()
+
+    def sample() -> None:
+        nonlocal largest
+        while not done.wait(0.01):
+            largest = max(largest, anonymous())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    started = time.perf_counter()
+    work_of_row()
+    seconds = time.perf_counter() - started
+    done.set()
+    sampler.join()
+    print(json.dumps({"seconds": seconds, "memory": largest - before}))
+
+
+def measure(row: str, work: Path, cold: bool) -> dict[str, float]:
+    out = work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    files = inputs(work, "fisher" in row)
+    (evict if cold else touch)(files)
+    command = [sys.executable, __file__, "--child", row, "--work", str(work)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    shutil.rmtree(out, ignore_errors=True)
+    return json.loads(printed.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--child")
+    given = parser.parse_args()
+    if given.child:
+        child(given.child, given.work, given.work / "out")
+        return
+    from benchmarks.synthetic import write_model, write_sidecar
+
+    for name, seed in (("a", 1), ("b", 2)):
+        write_model(given.work / name, given.layers, seed)
+        write_sidecar(given.work / name, seed)
+    size = sum(f.stat().st_size for f in (given.work / "a").glob("*.safetensors"))
+    print(f"two bf16 models of {size / 1e9:.2f} GB; {os.cpu_count()} cores, {platform.machine()}, ")
+    print("| row | cold s | x floor | warm s | x floor | memory added MB |")
+    print("|---|---|---|---|---|---|")
+    rows = given.rows.split(",")
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        r: {"cold": [], "warm": []} for r in rows
+    }
+    for _ in range(given.runs):
+        for row in rows:
+            for state in ("cold", "warm"):
+                found[row][state].append(measure(row, given.work, state == "cold"))
+    for row in rows:
+        base = "fisher floor" if row.startswith("fisher") else "floor"
+        cells = [row]
+        for state in ("cold", "warm"):
+            best = min(one["seconds"] for one in found[row][state])
+            least = min(one["seconds"] for one in found[base][state])
+            cells += [f"{best:.2f}", f"{best / least:.2f}"]
+        peak = max(one["memory"] for state in found[row].values() for one in state)
+        print("| " + " | ".join([*cells, f"{peak / 1e6:.0f}"]) + " |")
+
+
+if __name__ == "__main__":
+    main()
