@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,8 @@ def test_a_file_of_another_origin_is_never_replaced(inputs: list[Path], tmp_path
 
 def attempt(method: Method, target: Path, **options: bool) -> None:
     """A merge that may be refused; what it must not do is checked afterwards."""
-    try:
+    with suppress(OutputError):
         merge(method, target, **options)
-    except OutputError:
-        pass
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -102,9 +101,10 @@ def test_interrupted_between_its_two_renames_the_next_command_completes_it(
             raise Interrupted(15)
         return real(self, to)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        merge(wanted, target, force=replacing)
+        with pytest.raises(Interrupted):
+            merge(wanted, target, force=replacing)
     # The side folder, which comes first, speaks of weights that are not there yet.
     merge(wanted, target, force=replacing)
     merge(wanted, tmp_path / "folder")
