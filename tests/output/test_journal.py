@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,10 +63,3 @@ def test_an_entry_is_forced_to_the_disk_before_append_returns(
     journal.append(ENTRIES[0])
     assert seen
     assert seen[-1] == journal.path.read_bytes()
-
-
-def test_entries_of_several_threads_are_all_kept(journal: Journal) -> None:
-    entries = [{"shard": str(i)} for i in range(60)]
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(journal.append, entries))
-    assert sorted(journal.read(), key=lambda e: int(e["shard"])) == entries
