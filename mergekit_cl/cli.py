@@ -15,6 +15,7 @@ import click
 
 from mergekit_cl.commands.streams import Streams
 from mergekit_cl.errors import ClmergeError, Interrupted
+from mergekit_cl.report.text import shown
 
 COMMANDS = {
     "fisher": "Compute a Fisher sidecar for a model.",
@@ -121,7 +122,9 @@ def _tell(error: Exception, streams: Streams) -> int:
         lines = [f"error: {message}"]
         lines += [f"  {detail}"] if detail else []
         lines += [f"  try: {hint}"] if hint else []
-        print("\n".join(lines), file=sys.stderr)  # noqa: T201
+        # Names in it come from files, and a terminal would obey control characters.
+        safe = [shown(line) for line in "\n".join(lines).split("\n")]
+        print("\n".join(safe), file=sys.stderr)  # noqa: T201
     return exit_code
 
 

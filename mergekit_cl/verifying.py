@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.places import locate
+from mergekit_cl.checkpoint.urls import as_typed, shown
 from mergekit_cl.differing import (
     Difference,
     ReadWeights,
@@ -56,6 +57,7 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
     it, FormatError for a record that cannot be understood.
     """
     started = time.perf_counter()
+    told = shown(as_typed(path))
     with ExitStack() as stack:
         opened = _open(path, stack)
         whole = isinstance(opened, Checkpoint)
@@ -73,16 +75,16 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
             places = (side_folder / name for name in NAMES)
             sidecar = next((place for place in places if place.is_file()), None)
         if recorded is None and sidecar is None:
-            raise _nothing_recorded(path, side_folder)
+            raise _nothing_recorded(told, str(side_folder))
         read = _read(parts, progress, threads, whole=whole)
         if recorded is not None:
             differences += [*compare_files(recorded, read), *compare_tensors(recorded, read)]
         if sidecar is not None:
             differences += _compare_sidecar(sidecar, read, alone=recorded is None)
     return Verification(
-        path=str(path),
+        path=told,
         made_by=None if recorded is None else recorded.command,
-        sidecar=None if sidecar is None else str(sidecar),
+        sidecar=None if sidecar is None else shown(str(sidecar)),
         tensors=len(read.tensors),
         files=len(read.files),
         nbytes=read.nbytes,
@@ -146,7 +148,8 @@ def _read(
 
 def _compare_sidecar(path: str | Path, read: ReadWeights, *, alone: bool) -> list[Difference]:
     """alone: nothing else was recorded, so that a sidecar which says nothing is an error."""
-    name = str(path).rpartition("/")[2]
+    told = shown(str(path))
+    name = told.rpartition("/")[2]
     try:
         sidecar = open_sidecar(path)
     except InputError as error:
@@ -156,11 +159,11 @@ def _compare_sidecar(path: str | Path, read: ReadWeights, *, alone: bool) -> lis
     sidecar.checkpoint.close()
     expected, whole = sidecar_digests(sidecar.metadata)
     if alone and not expected and whole is None:
-        raise _nothing_recorded(path, path)
+        raise _nothing_recorded(told, told)
     return list(compare_sidecar(name, expected, whole, read))
 
 
-def _nothing_recorded(path: str | Path, looked_at: str | Path) -> InputError:
+def _nothing_recorded(path: str, looked_at: str) -> InputError:
     return InputError(
         "there is nothing to verify against",
         detail=f"{path}: {looked_at} holds no digests of it",

@@ -13,7 +13,7 @@ from mergekit_cl.inspecting.plain import mapping, number, plain
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def describe_fisher(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def describe_fisher(metadata: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """All of the metadata but its statistics per tensor, summed up.
 
     trace: sum of all entries, None where a tensor's sum is not stored. beside: the model in whose
@@ -40,7 +40,9 @@ def statistics(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(entry) for name, entry in mapping(metadata.get("tensors")).items()}
 
 
-def _model_beside(sidecar: Path) -> Path | None:
+def _model_beside(sidecar: str | Path) -> Path | None:
+    if isinstance(sidecar, str):
+        return None  # beyond this disk
     folder = sidecar.absolute().parent
     if folder.name == "clmerge":
         return folder.parent

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fisher.sidecar import METADATA_KEY, SidecarError, decode_metadata
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.place import INDEXES, SINGLE
+from mergekit_cl.checkpoint.urls import as_typed, shown
 from mergekit_cl.errors import ClmergeError, FormatError, InputError
 from mergekit_cl.inspecting.adapter import (
     CONFIG,
@@ -37,9 +38,9 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
     if here.is_dir() and not _holds_weights(here):
         if is_adapter_folder(here):
             with open_checkpoint(adapter_weights(here)) as opened:
-                return _adapter(path, opened)
+                return _adapter(_told(path), opened)
         if (here / MANIFEST).is_file():
-            return _manifest(path, read_recorded(here / MANIFEST), _sidecar_in(here))
+            return _manifest(_told(path), read_recorded(here / MANIFEST), _sidecar_in(here))
         if (sidecar := _sidecar_in(here)) is not None:
             return _weights(path, sidecar)
     if here.is_file() and here.suffix == ".json" and not here.name.endswith(".index.json"):
@@ -50,13 +51,13 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
 def _weights(path: str | Path, at: str | Path) -> dict[str, Any]:
     with open_checkpoint(at) as opened:
         if METADATA_KEY in opened.metadata:
-            return _fisher(path, at, opened)
-        if not Path(at).is_dir() and is_adapter(opened.tensors):
-            return _adapter(path, opened)
-        return _checkpoint(path, opened)
+            return _fisher(_told(path), opened)
+        if not opened.folder and is_adapter(opened.tensors):
+            return _adapter(_told(path), opened)
+        return _checkpoint(_told(path), opened)
 
 
-def _checkpoint(path: str | Path, opened: Checkpoint) -> dict[str, Any]:
+def _checkpoint(path: str, opened: Checkpoint) -> dict[str, Any]:
     made, unread = _section(lambda: _made_beside(opened))
     fisher, unread_too = _section(lambda: _fisher_beside(opened))
     return {
@@ -70,17 +71,17 @@ def _checkpoint(path: str | Path, opened: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _fisher(path: str | Path, at: str | Path, opened: Checkpoint) -> dict[str, Any]:
-    metadata = _decoded(opened.metadata, str(at))
+def _fisher(path: str, opened: Checkpoint) -> dict[str, Any]:
+    metadata = _decoded(opened)
     return {
         **_common("fisher", path, opened),
         "metadata": {k: v for k, v in opened.metadata.items() if k != METADATA_KEY},
-        "fisher": describe_fisher(metadata, Path(at)),
+        "fisher": describe_fisher(metadata, opened.path),
         "statistics": statistics(metadata),
     }
 
 
-def _adapter(path: str | Path, opened: Checkpoint) -> dict[str, Any]:
+def _adapter(path: str, opened: Checkpoint) -> dict[str, Any]:
     place = opened.root / CONFIG
     config = read_object(place) if place.is_file() else {}
     return {
@@ -89,7 +90,7 @@ def _adapter(path: str | Path, opened: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _manifest(path: str | Path, recorded: Recorded, sidecar: Path | None) -> dict[str, Any]:
+def _manifest(path: str, recorded: Recorded, sidecar: Path | None) -> dict[str, Any]:
     files = files_recorded(recorded)
     fisher, unread = _section(lambda: None if sidecar is None else _described(sidecar))
     return {
@@ -105,10 +106,10 @@ def _manifest(path: str | Path, recorded: Recorded, sidecar: Path | None) -> dic
 def _json_file(path: str | Path, here: Path) -> dict[str, Any]:
     if here.name == CONFIG:
         with open_checkpoint(adapter_weights(here.parent)) as opened:
-            return _adapter(path, opened)
+            return _adapter(_told(path), opened)
     content = read_object(here)
     if content.get("format") == FORMAT:
-        return _manifest(path, read_recorded(here), _sidecar_in(here.parent))
+        return _manifest(_told(path), read_recorded(here), _sidecar_in(here.parent))
     raise InputError(
         "the file is neither weights nor a manifest",
         detail=f"{here}: format {content.get('format')!r:.60}",
@@ -116,7 +117,7 @@ def _json_file(path: str | Path, here: Path) -> dict[str, Any]:
     )
 
 
-def _common(kind: str, path: str | Path, opened: Checkpoint) -> dict[str, Any]:
+def _common(kind: str, path: str, opened: Checkpoint) -> dict[str, Any]:
     return {
         **_frame(kind, path, files_of(opened)),
         **count_tensors(tensors_of(opened)),
@@ -124,9 +125,9 @@ def _common(kind: str, path: str | Path, opened: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _frame(kind: str, path: str | Path, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _frame(kind: str, path: str, files: list[dict[str, Any]]) -> dict[str, Any]:
     total = sum(file["bytes"] for file in files)
-    found = {"command": "inspect", "kind": kind, "path": str(path), "files": files, "bytes": total}
+    found = {"command": "inspect", "kind": kind, "path": path, "files": files, "bytes": total}
     return {**found, "notes": []}
 
 
@@ -142,12 +143,12 @@ def _fisher_beside(opened: Checkpoint) -> dict[str, Any] | None:
 
 def _described(sidecar: str | Path) -> dict[str, Any]:
     with open_checkpoint(sidecar) as opened:
-        return describe_fisher(_decoded(opened.metadata, str(sidecar)), Path(sidecar))
+        return describe_fisher(_decoded(opened), opened.path)
 
 
-def _decoded(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+def _decoded(sidecar: Checkpoint) -> dict[str, Any]:
     try:
-        return decode_metadata(metadata, where)
+        return decode_metadata(sidecar.metadata, str(sidecar.path))
     except SidecarError as error:
         raise FormatError("the file is no Fisher sidecar", detail=str(error)) from error
 
@@ -160,6 +161,11 @@ def _section(
         return describe(), []
     except ClmergeError as error:
         return None, [f"{error.message}: {error.detail}"]
+
+
+def _told(path: str | Path) -> str:
+    """The path as it may be shown: a URL without what is secret in it."""
+    return shown(as_typed(path))
 
 
 def _holds_weights(folder: Path) -> bool:

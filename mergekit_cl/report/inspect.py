@@ -128,20 +128,26 @@ def _fisher(found: Mapping[str, Any]) -> list[Row]:
         ("rows", f"{shown(found.get('examples'), 20)}, {shown(found.get('tokens'), 20)} tokens"),
     ]
     if nll is not None:
-        rows.append(("mean nll", f"{nll:.4g} nats per token"))
+        rows.append(("mean nll", f"{nll:.4g} nats per {_counted(found.get('level'))}"))
     rows.append(("trace", "unknown: sums are not stored" if trace is None else f"{trace:.4g}"))
     beside = found.get("beside")
-    where = [shown(beside, WIDE)] if beside else []
+    rows.append(("lies with", shown(beside, WIDE) if beside else "no model"))
     digest = found.get("weights_digest")
-    where += [f"weights digest {shown(digest, WIDE)}"] if digest else []
-    rows.append(("taken at", ", ".join(where) or "unknown weights"))
+    rows.append(("taken at", f"weights {shown(digest, WIDE)}" if digest else "unknown weights"))
     reasons = [f"{n:,} {shown(reason, 40)}" for reason, n in _few(found["missing_by_reason"])]
     return rows + ([("without", ", ".join(reasons))] if reasons else [])
 
 
+def _counted(level: Any) -> str:
+    """What a loss is a mean over: a classifier's rows have one label each."""
+    return "token" if level == "sequence" else "label"
+
+
 def _made(made: Mapping[str, Any]) -> list[Row]:
     options = mapping(made.get("options"))
-    given = [f"{shown(k, 40)}={shown(v, 60)}" for k, v in _few(options) if v not in (None, [], {})]
+    # What is not set, or set to no, says little.
+    options = {k: v for k, v in options.items() if v is not False and v not in (None, [], {})}
+    given = [f"{shown(k, 40)}={shown(v, 60)}" for k, v in _few(options)]
     rows = [("made by", f"clmerge {shown(made.get('command'), WIDE)}")]
     for source in mappings(made.get("inputs"))[:MANY]:
         digest = source.get("weights_digest")
@@ -151,6 +157,8 @@ def _made(made: Mapping[str, Any]) -> list[Row]:
         )
     rows += [("options", option) for option in given]
     rows.append(("tensors", ", ".join(f"{n:,} {shown(a, 20)}" for a, n in _few(made["actions"]))))
+    for output in mappings(made.get("outputs"))[:1]:
+        rows.append(("weights", shown(output.get("weights_digest"), WIDE)))
     verdict = mapping(made.get("verdict"))
     if verdict:
         rows.append(("verdict", "lossy" if verdict.get("lossy") else "ok"))

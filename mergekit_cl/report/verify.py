@@ -53,7 +53,8 @@ def verify_document(found: Verification) -> dict[str, Any]:
 def print_verify(found: Verification) -> None:
     """The same for people, on stdout."""
     by = f" clmerge {shown(found.made_by)} wrote" if found.made_by else " was recorded"
-    amount = f"{found.tensors} tensors, {size(found.nbytes)} in {found.files} files"
+    files = f"{found.files} file{'' if found.files == 1 else 's'}"
+    amount = f"{found.tensors} tensors, {size(found.nbytes)} in {files}"
     digest = [f"weights digest {found.weights_digest}"] if found.weights_digest else []
     if not found.differences:
         fisher = [f"{shown(found.sidecar)} was taken at these weights"] if found.sidecar else []
