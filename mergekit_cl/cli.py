@@ -116,8 +116,8 @@ def _tell(error: Exception, streams: Streams) -> int:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "the same command with --debug shows where; please report it"
     if streams.json:
-        shown = {"code": code, "message": message, "detail": detail, "hint": hint}
-        print(json.dumps({"error": shown}))  # noqa: T201
+        told = {"code": code, "message": message, "detail": detail, "hint": hint}
+        print(json.dumps({"error": told}))  # noqa: T201
     else:
         lines = [f"error: {message}"]
         lines += [f"  {detail}"] if detail else []
