@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 # A password may hold a slash that nobody quoted; "host:8080/x@y" is a port and no password.
-_USER = re.compile(r"://(?:[^/\s:@]*:(?!\d+/)[^@\s]*|[^/\s@]*)@")
+_USER = re.compile(r"://(?:[^/\s:@]*:(?!\d+/)[^@\s]*|[^/\s@]*)@(?:[^/\s@]*@)*")
 _QUERY = re.compile(r"(://[^\s?#'\"]*)[?#][^\s'\"]*")
 
 
