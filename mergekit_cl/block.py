@@ -49,7 +49,9 @@ class BlockWorker:
         """Bytes of buffers for a step."""
         wide = 8 if step.compute == "F64" else 4
         merging = (2 * len(step.operands) + merge.SCRATCH_BUFFERS + 2) * wide
-        return BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
+        sources = {id(operand.checkpoint): operand.checkpoint for operand in step.operands}
+        ahead = sum(source.buffer_bytes for source in sources.values())
+        return BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype)) + ahead
 
     def run(
         self, step: Step, begin: int, end: int, write: Write, write_residual: Write | None = None
