@@ -13,6 +13,7 @@ from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions
 from mergekit_cl.config import compare_configs
+from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.device import choose_device
 from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
@@ -49,7 +50,7 @@ class OutputOptions:
 
     dtype: safetensors spelling, None keeps the inputs'. allow_stale: take Fisher sidecars of other
     weights. carry: keep what rounding takes from 16-bit outputs. in_place: the target is the first
-    input, replaced whole.
+    input, replaced whole. policy: what counts as lossy.
     """
 
     target: Path
@@ -68,6 +69,7 @@ class OutputOptions:
     allow_stale: bool = False
     carry: bool = False
     in_place: bool = False
+    policy: Policy = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     staging.open(_identity(method, recorded, options), restart=options.restart)
     try:
         results = _stream(method, plan, options, staging, progress)
-        divergence = _divergence(method, plan, results) if options.report else None
+        divergence = _divergence(method, plan, results, options.policy) if options.report else None
         made = manifest(method, plan, results, recorded, str(options.target))
         check_carries(method, made)
         if method.updates:
@@ -228,7 +230,9 @@ def _open_carry(plan: Plan, folder: Path) -> ShardFiles | None:
     return files
 
 
-def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult]) -> Divergence:
+def _divergence(
+    method: Method, plan: Plan, results: Mapping[str, TensorResult], policy: Policy
+) -> Divergence:
     parents = []
     for checkpoint, sidecar in zip(method.checkpoints, method.sidecars, strict=True):
         said = {} if sidecar is None else sidecar.metadata
@@ -237,7 +241,7 @@ def _divergence(method: Method, plan: Plan, results: Mapping[str, TensorResult])
         in_nats = said.get("estimator") in ("mc", "exact")
         parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration"), in_nats))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
-    return summarise(merged, parents, carried=plan.carry is not None)
+    return summarise(merged, parents, policy=policy, carried=plan.carry is not None)
 
 
 def _write_companions(
@@ -292,6 +296,7 @@ def _recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
         "allow_nonfinite": options.allow_nonfinite,
         "allow_stale_fisher": options.allow_stale,
         "carry": options.carry,
+        "policy": options.policy.to_json(),
     }
 
 

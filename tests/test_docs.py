@@ -22,9 +22,9 @@ from fisher.sidecar import FORMAT, REQUIRED
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.cli import COMMANDS, cli
 from mergekit_cl.commands.merge_run import LOSSY
+from mergekit_cl.decide.policy import DEFAULT
 from mergekit_cl.digest import PIECE_BYTES, tensor_digest, weights_digest
 from mergekit_cl.divergence.metrics import NAMES as METRICS
-from mergekit_cl.divergence.verdict import PREDICTED_LOSS, SURVIVAL
 from mergekit_cl.errors import ClmergeError, Interrupted, OptionError
 from mergekit_cl.training.rows import data_digest, row_id
 from tests.commands.checkpoints import checkpoint, sidecar
@@ -310,8 +310,8 @@ def test_the_metrics_are_those_of_the_report() -> None:
 
 def test_the_thresholds_are_those_of_the_verdict() -> None:
     text = section("mathematics.md", "Verdict").replace("\n", " ")
-    assert f"`survival < {SURVIVAL}`" in text
-    assert f"`predicted_loss > {PREDICTED_LOSS}` nats per token" in text
+    assert f"`survival < {DEFAULT.model['survival']}`" in text
+    assert f"`predicted_loss > {DEFAULT.model['predicted_loss']}` nats per token" in text
 
 
 def test_every_source_is_listed_and_every_listed_one_is_cited() -> None:

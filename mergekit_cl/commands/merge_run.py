@@ -42,4 +42,7 @@ def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, strea
     streams.document(merge_document(outcome))
     if not streams.quiet:
         print_merge(outcome)
+    elif outcome.lossy:
+        reasons = outcome.manifest["verdict"]["reasons"]
+        streams.warn(f"the merge is lossy: {'; '.join(reasons)}")
     return LOSSY if options.strict and outcome.lossy else 0

@@ -80,6 +80,12 @@ def _merging_options(command: Command) -> Command:
         click.option("--dtype", type=DType(), help="Default: the inputs', promoted where unequal."),
         click.option("--copy", multiple=True, metavar="GLOB", help="Copy these from the first."),
         click.option("--no-report", is_flag=True, help="Do not measure divergence."),
+        click.option(
+            "--policy",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="What counts as lossy.",
+        ),
         click.option("--strict", is_flag=True, help="A lossy merge is not published: exit 10."),
         click.option("--publish-anyway", is_flag=True, help="Publish it all the same; still 10."),
         click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through."),
@@ -88,8 +94,10 @@ def _merging_options(command: Command) -> Command:
 
 def merge_output(values: dict[str, Any]) -> OutputOptions:
     """The library's output options from a merge command's values."""
+    from mergekit_cl.decide.policy import DEFAULT
     from mergekit_cl.merging import OutputOptions
     from mergekit_cl.plan import Selection
+    from mergekit_cl.policyfile import read_policy
 
     return OutputOptions(
         target=values["output"],
@@ -108,6 +116,7 @@ def merge_output(values: dict[str, Any]) -> OutputOptions:
         allow_stale=values.get("allow_stale_fisher", False),
         carry=values["carry"],
         in_place=values.get("in_place", False),
+        policy=DEFAULT if values["policy"] is None else read_policy(values["policy"]),
     )
 
 

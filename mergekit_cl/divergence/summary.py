@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.divergence.layers import layer_of
 from mergekit_cl.divergence.metrics import NAMES, metrics
 from mergekit_cl.divergence.sums import Sums, total
-from mergekit_cl.divergence.verdict import ParentMetrics, Verdict, judge
+from mergekit_cl.divergence.verdict import ParentMetrics, TensorMetrics, Verdict, judge
 
 FORMAT = "clmerge.divergence/1"
 _SMALLER_IS_WORSE = ("cosine", "survival")
@@ -31,31 +32,26 @@ class Parent:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Metrics of one tensor or one layer against one parent."""
-
-    name: str
-    parent: str
-    metrics: Metrics
-
-
-@dataclass(frozen=True)
 class Divergence:
     """Everything `divergence.json` says."""
 
     parents: tuple[Parent, ...]
     model: tuple[ParentMetrics, ...]
-    layers: tuple[Row, ...]
-    tensors: tuple[Row, ...]
+    layers: tuple[TensorMetrics, ...]
+    tensors: tuple[TensorMetrics, ...]
     verdict: Verdict
 
 
 def summarise(
-    sums: Mapping[str, Sequence[Sums]], parents: Sequence[Parent], *, carried: bool = False
+    sums: Mapping[str, Sequence[Sums]],
+    parents: Sequence[Parent],
+    *,
+    policy: Policy = DEFAULT,
+    carried: bool = False,
 ) -> Divergence:
     """Turn the sums of every merged tensor, one per parent, into metrics and a verdict.
 
-    carried: whether the residuals of rounding are kept.
+    policy: what counts as lossy. carried: whether the residuals of rounding are kept.
     """
     layers: dict[str, list[str]] = {}
     for name in sums:
@@ -64,9 +60,13 @@ def summarise(
     for k, parent in enumerate(parents):
         whole = _metrics(total([sums[name][k] for name in sums]), parent)
         model.append(ParentMetrics(parent.path, whole, _predicted_loss(whole, parent)))
-        tensor_rows += [Row(name, parent.path, _metrics(sums[name][k], parent)) for name in sums]
+        tensor_rows += [
+            TensorMetrics(name, parent.path, _metrics(sums[name][k], parent)) for name in sums
+        ]
         layer_rows += [
-            Row(layer, parent.path, _metrics(total([sums[name][k] for name in names]), parent))
+            TensorMetrics(
+                layer, parent.path, _metrics(total([sums[name][k] for name in names]), parent)
+            )
             for layer, names in layers.items()
         ]
     return Divergence(
@@ -74,17 +74,17 @@ def summarise(
         tuple(model),
         tuple(layer_rows),
         tuple(tensor_rows),
-        judge(model, carried=carried),
+        judge(model, tensor_rows, policy=policy, carried=carried),
     )
 
 
-def worst_layers(divergence: Divergence, metric: str, count: int) -> list[Row]:
+def worst_layers(divergence: Divergence, metric: str, count: int) -> list[TensorMetrics]:
     """The layers that differ most from any parent, each once, by its worst parent."""
     sign = 1.0 if metric in _SMALLER_IS_WORSE else -1.0
     known = [
         (row, value) for row in divergence.layers if (value := row.metrics[metric]) is not None
     ]
-    found: dict[str, Row] = {}
+    found: dict[str, TensorMetrics] = {}
     for row, _ in sorted(known, key=lambda pair: sign * pair[1]):
         found.setdefault(row.name, row)
     return list(found.values())[:count]

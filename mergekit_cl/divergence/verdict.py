@@ -1,13 +1,23 @@
-"""Is a merge lossy, why, and what would help. Pure decisions on model-level metrics."""
+"""Is a merge lossy, why, and what would help. Pure decisions on metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-SURVIVAL = 0.5
-PREDICTED_LOSS = 0.02
-"""Nats per token; applies only to a parent whose sidecar carries a calibration."""
+from mergekit_cl.decide.policy import DEFAULT, LOSSY_BELOW, Policy, is_broken
+
+ADVICE = {
+    "survival": (
+        "write float32: --dtype float32",
+        "keep what rounding takes for the next merge: --carry",
+    ),
+    "rounding_error": ("write float32: --dtype float32",),
+    "predicted_loss": ("give that model more weight: --weights",),
+}
+OTHER_ADVICE = ("give that model more weight: --weights",)
+ROUNDING = ("survival", "rounding_error")
+TENSORS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,15 @@ class ParentMetrics:
 
 
 @dataclass(frozen=True)
+class TensorMetrics:
+    """Metrics of one tensor against one parent."""
+
+    name: str
+    parent: str
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether the merge is lossy, in words a person can act on."""
 
@@ -28,26 +47,48 @@ class Verdict:
     advice: tuple[str, ...]
 
 
-def judge(parents: Sequence[ParentMetrics], *, carried: bool = False) -> Verdict:
-    """Apply the default thresholds to survival and, where calibrated, predicted loss.
+def judge(
+    parents: Sequence[ParentMetrics],
+    tensors: Iterable[TensorMetrics] = (),
+    *,
+    policy: Policy = DEFAULT,
+    carried: bool = False,
+) -> Verdict:
+    """Hold model and tensors to a policy.
 
-    carried: what rounding took is kept for the next merge, so a low survival loses nothing.
+    carried: what rounding took is kept for the next merge, so it is not lost.
     """
-    reasons, advice = [], []
+    reasons: list[str] = []
+    advice: list[str] = []
     for parent in parents:
-        survival = parent.metrics["survival"]
-        if survival is not None and survival < SURVIVAL and not carried:
-            reasons.append(
-                f"rounding kept {survival:.0%} of the update from {parent.parent} "
-                f"(survival below {SURVIVAL:.0%})"
-            )
-            advice.append("write float32: --dtype float32")
-            advice.append("keep what rounding takes for the next merge: --carry")
-        loss = parent.predicted_loss
-        if loss is not None and loss > PREDICTED_LOSS:
-            reasons.append(
-                f"predicted loss on {parent.parent}'s data {loss:.3f} nats per token "
-                f"(above {PREDICTED_LOSS})"
-            )
-            advice.append("give that model more weight: --weights")
+        values = {**parent.metrics, "predicted_loss": parent.predicted_loss}
+        for metric, threshold in policy.model.items():
+            if is_broken(metric, values[metric], threshold) and not (
+                carried and metric in ROUNDING
+            ):
+                reasons.append(_reason(metric, values[metric] or 0.0, threshold, parent.parent))
+                advice += ADVICE.get(metric, OTHER_ADVICE)
+    broken = [
+        f"{tensor.name}: {_reason(metric, tensor.metrics[metric] or 0.0, limit, tensor.parent)}"
+        for tensor in tensors
+        for metric, limit in policy.for_tensor(tensor.name).items()
+        if is_broken(metric, tensor.metrics[metric], limit) and not (carried and metric in ROUNDING)
+    ]
+    reasons += broken[:TENSORS_TOLD]
+    if len(broken) > TENSORS_TOLD:
+        reasons.append(f"and {len(broken) - TENSORS_TOLD} more tensors break their thresholds")
+    if broken:
+        advice += OTHER_ADVICE
     return Verdict(bool(reasons), tuple(reasons), tuple(dict.fromkeys(advice)))
+
+
+def _reason(metric: str, value: float, threshold: float, parent: str) -> str:
+    if metric == "survival":
+        return (
+            f"rounding kept {value:.0%} of the update from {parent} "
+            f"(survival below {threshold:.0%})"
+        )
+    if metric == "predicted_loss":
+        return f"predicted loss on {parent}'s data {value:.3f} nats per token (above {threshold:g})"
+    side = "below" if metric in LOSSY_BELOW else "above"
+    return f"{metric} {value:.3g} from {parent} ({side} {threshold:g})"

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergekit_cl.divergence.summary import Divergence, Row, to_json, worst_layers
+from mergekit_cl.divergence.summary import Divergence, to_json, worst_layers
+from mergekit_cl.divergence.verdict import TensorMetrics
 from mergekit_cl.report.amounts import duration, number, size
 
 if TYPE_CHECKING:
@@ -94,6 +95,6 @@ def _print_layers(console: Console, divergence: Divergence) -> None:
     console.print(table)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: TensorMetrics) -> list[str]:
     kept = ("rel_l2", "predicted_kl", "survival", "changed")
     return [number(row.metrics[name]) for name in kept]
