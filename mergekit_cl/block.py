@@ -122,8 +122,7 @@ class BlockWorker:
             for k in range(divergence.SCRATCH_BUFFERS)
         ]
         rounded = exact if itemsize(step.dtype) == 2 else None
-        counted = fallback if step.fishers and all(k is not None for k in step.fishers) else None
-        return out, exact, block_sums(out, rounded, parents, fishers, changed, counted, buffers)
+        return out, exact, block_sums(out, rounded, parents, fishers, changed, fallback, buffers)
 
     def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch

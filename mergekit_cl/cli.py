@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if "debug" in flags:
             print_exception(error)
-        code = _tell(error, streams)
+        code = _tell(error, streams, rest)
     sys.exit(code)
 
 
@@ -103,14 +103,14 @@ def split_flags(arguments: list[str]) -> tuple[list[str], set[str]]:
     return rest, flags
 
 
-def _tell(error: Exception, streams: Streams) -> int:
+def _tell(error: Exception, streams: Streams, words: list[str]) -> int:
     """Print one error as text or JSON; returns the exit code."""
     code, exit_code, detail, hint = "internal", 1, None, None
     if isinstance(error, ClmergeError):
         code, exit_code = error.code, error.exit_code
         message, detail, hint = error.message, error.detail, error.hint
     elif isinstance(error, click.ClickException):
-        message, hint = _usage(error)
+        message, hint = _usage(error, words)
         code, exit_code = "usage", 2
     else:
         message = f"unexpected {type(error).__name__}: {error}"
@@ -128,10 +128,9 @@ def _tell(error: Exception, streams: Streams) -> int:
     return exit_code
 
 
-def _usage(error: click.ClickException) -> tuple[str, str | None]:
+def _usage(error: click.ClickException, words: list[str]) -> tuple[str, str | None]:
     message = error.format_message().strip()
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "clmerge"
+    path = " ".join(["clmerge", *(word for word in words[:1] if word in COMMANDS)])
     message = message[:1].lower() + message[1:]
     what, nearest = _split_suggestion(message)
     return what.rstrip(". "), nearest or f"{path} --help"

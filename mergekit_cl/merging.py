@@ -144,15 +144,17 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     recorded = _recorded_options(method, options)
     # An update in place changes its own input: given again, it is the next update.
     done = None if options.in_place else recorded_run(method, recorded, options.target)
+    single = is_single_file(options.target)
+    staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
+    identity = _identity(method, recorded, options)
     if done is not None:
+        staging.clear_own(identity)
         spent = time.perf_counter() - started
         return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
     if not options.in_place:
         check_replaceable(options.target, force=options.force)
     check_room(options.target, plan.bytes_written)
-    single = is_single_file(options.target)
-    staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
-    staging.open(_identity(method, recorded, options), restart=options.restart)
+    staging.open(identity, restart=options.restart)
     try:
         results = _stream(method, plan, options, staging, progress)
         divergence = _divergence(method, plan, results, options.policy) if options.report else None

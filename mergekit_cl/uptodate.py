@@ -9,7 +9,7 @@ from typing import Any
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.digest import weights_digest
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError
+from mergekit_cl.errors import InputError
 from mergekit_cl.manifest import describe_input, read_manifest
 from mergekit_cl.methods.method import Method
 from mergekit_cl.output.target import side_folder
@@ -46,7 +46,7 @@ def _is_intact(target: Path, manifest: Mapping[str, Any]) -> bool:
     try:
         with open_checkpoint(target) as output:
             described = describe_input(output, "output", None)
-    except ClmergeError:
+    except InputError:
         return False
     recorded: list[dict[str, Any]] = manifest["outputs"][0]["files"]
     return sorted(described["files"], key=str) == sorted(recorded, key=str)

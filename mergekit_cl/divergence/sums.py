@@ -28,7 +28,7 @@ class Sums:
     update_square: float | None = 0.0  # sum (x - p)^2
     update_survived: float | None = 0.0  # sum (x - p)(m - p)
     fisher_square: float | None = 0.0  # sum F_p (m - p)^2
-    fallback: int | None = 0  # entries a Fisher fallback decided
+    fallback: int | None = None  # entries a Fisher fallback decided
 
     def __add__(self, other: Sums) -> Sums:
         values = {}
@@ -36,6 +36,8 @@ class Sums:
             a, b = getattr(self, field.name), getattr(other, field.name)
             if field.name == "largest":
                 values[field.name] = max(a, b)
+            elif field.name == "fallback" and (a is None or b is None):
+                values[field.name] = b if a is None else a  # a tensor without one decides none
             else:
                 values[field.name] = None if a is None or b is None else a + b
         return Sums(**values)

@@ -31,7 +31,7 @@ def ema_update(
         step = weighted_mean([state, online], working, weights=(decay, 1.0 - decay))
         first.copy_(step.exact)
         state, first, second = first, second, first
-    return Merged(state, 0)
+    return Merged(state)
 
 
 def decay_of_half_life(half_life: float) -> float:

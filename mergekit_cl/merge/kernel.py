@@ -10,10 +10,13 @@ if TYPE_CHECKING:
 
 
 class Merged(NamedTuple):
-    """One block's result before it is rounded, and how many entries a fallback decided."""
+    """One block's result before it is rounded.
+
+    fallback: how many entries a fallback decided, None where the formula has none.
+    """
 
     exact: torch.Tensor
-    fallback: int
+    fallback: int | None = None
 
 
 Kernel = Callable[[Sequence["torch.Tensor"], Sequence["torch.Tensor"]], Merged]

@@ -29,7 +29,7 @@ def weighted_mean(
     the result of two inputs lies between them without a clamp, because each step is monotonic.
     """
     anchor = max(range(len(weights)), key=lambda k: (weights[k], k))
-    return Merged(_minus_differences(operands[anchor], operands, weights, scratch, anchor), 0)
+    return Merged(_minus_differences(operands[anchor], operands, weights, scratch, anchor))
 
 
 def weighted_deltas(
@@ -39,7 +39,7 @@ def weighted_deltas(
 
     Source: Ilharco et al. 2023 (task arithmetic).
     """
-    return Merged(_minus_differences(operands[-1], operands[:-1], weights, scratch, None), 0)
+    return Merged(_minus_differences(operands[-1], operands[:-1], weights, scratch, None))
 
 
 def weighted_sum(
@@ -53,7 +53,7 @@ def weighted_sum(
     for operand, weight in zip(operands[1:], weights[1:], strict=True):
         torch.mul(operand, weight, out=term)
         out.add_(term)
-    return Merged(out, 0)
+    return Merged(out)
 
 
 def _minus_differences(

@@ -144,4 +144,4 @@ def _linear(
 
 
 def _last_operand(operands: Sequence[torch.Tensor], scratch: Sequence[torch.Tensor]) -> Merged:
-    return Merged(operands[-1], 0)
+    return Merged(operands[-1])

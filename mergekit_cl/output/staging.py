@@ -76,6 +76,12 @@ class Staging:
             sync(run)
         self.out.mkdir(exist_ok=True)
 
+    def clear_own(self, identity: dict[str, Any]) -> None:
+        """Remove what a run of this identity left after its output was already published."""
+        if _read_json(self.place / "run.json") == identity:
+            self.open(identity)
+            self.discard()
+
     def publish(self) -> None:
         """Move `out/` to the target in one step and remove the temporary place."""
         sync_tree(self.out)

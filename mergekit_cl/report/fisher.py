@@ -62,7 +62,10 @@ def print_fisher(outcome: FisherOutcome) -> None:
 
 
 def plan_document(request: FisherRequest) -> dict[str, Any]:
-    """What `--dry-run` prints, from headers."""
+    """What `--dry-run` prints, from headers; the data's files are looked for, not read."""
+    from mergekit_cl.training.files import find_files
+
+    find_files(request.data)
     with open_checkpoint(request.model) as checkpoint:
         chosen = [
             t for t in checkpoint.tensors.values() if t.is_float and t.name in request.selection
