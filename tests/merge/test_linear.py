@@ -128,6 +128,14 @@ def test_swapping_two_inputs_with_their_weights_changes_no_bit(
     assert same_bits(one, other)
 
 
+def test_of_two_equal_weights_the_second_input_is_the_anchor() -> None:
+    # t < 1/2 ? a + t(b - a) : b - (1 - t)(b - a), in separate float32 operations.
+    a, b = related(2, 5000, torch.float32, 1)
+    result = run(weighted_mean, [a, b], torch.float32, weights=(0.5, 0.5))
+    assert same_bits(result, b - (b - a) * 0.5)
+    assert not same_bits(result, a + (b - a) * 0.5)  # the other form rounds differently
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_order_of_many_inputs_changes_rounding_alone(dtype: torch.dtype) -> None:
     inputs, weights = related(5, 5000, dtype, 1), some_weights(5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,31 @@ def test_the_lock_goes_with_the_work(tmp_path: Path) -> None:
     staging.discard()
     assert list(tmp_path.iterdir()) == []
     opened(tmp_path / "out").discard()
+
+
+def test_a_lock_on_a_file_that_is_gone_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between opening the file and locking it, the run that held it ended and removed the place.
+    place = Staging(tmp_path / "out").place
+    real = fcntl.flock
+    removed: list[Path] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(place)
+            shutil.rmtree(place)
+        real(descriptor, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        mine = Staging(tmp_path / "out")
+        mine.open(ONE)
+    assert removed
+    assert (place / "lock").exists()
+    with pytest.raises(OutputError, match="another process"):
+        opened(tmp_path / "out")
+    mine.close()
 
 
 def test_the_same_run_finds_what_it_left(tmp_path: Path) -> None:
