@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     rest, flags = split_flags(given)
     streams = Streams(json="json" in flags, quiet="quiet" in flags)
+    if streams.json or streams.quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -71,7 +71,10 @@ def reason(error: BaseException) -> str:
 
 
 def _is_refused(error: BaseException) -> bool:
-    return isinstance(error, PermissionError) or _status(error) in REFUSED
+    if isinstance(error, PermissionError) or _status(error) in REFUSED:
+        return True
+    # Each store's library has its own class for a login that is not there.
+    return any("Credential" in type(cause).__name__ for cause in _causes(error))
 
 
 def _status(error: BaseException) -> int | None:
