@@ -67,8 +67,9 @@ def test_what_nobody_knows_is_none() -> None:
 
 def test_an_empty_block_adds_nothing() -> None:
     empty = torch.empty(0)
-    (found,) = block_sums(empty, empty, [empty], [empty], [0], 0, scratch(0))
-    assert found == Sums()
+    (found,) = block_sums(empty, empty, [empty], [empty], [0], None, scratch(0))
+    known = Sums(count=3, parent_square=1.0, largest=2.0, fisher_square=4.0, fallback=1)
+    assert found + known == known
 
 
 def test_the_largest_difference_may_be_negative() -> None:
@@ -102,13 +103,19 @@ def test_blocks_add_up_to_the_whole() -> None:
 
 
 def test_an_unknown_part_makes_the_sum_unknown_and_leaves_the_others() -> None:
-    known = Sums(count=2, parent_square=1.0, fisher_square=3.0, fallback=1, update_square=2.0)
-    unknown = Sums(count=1, parent_square=1.0, fisher_square=None, fallback=None)
+    known = Sums(count=2, parent_square=1.0, fisher_square=3.0, update_square=2.0)
+    unknown = Sums(count=1, parent_square=1.0, fisher_square=None)
     for parts in ([known, unknown], [unknown, known]):
         added = total(parts)
         assert (added.count, added.parent_square, added.update_square) == (3, 2.0, 2.0)
         assert added.fisher_square is None
-        assert added.fallback is None
+
+
+def test_a_tensor_that_knows_no_fallback_decides_none_of_its_entries_so() -> None:
+    knows, does_not = Sums(count=2, fallback=1), Sums(count=3, fallback=None)
+    for parts in ([knows, does_not, knows], [does_not, knows, knows]):
+        assert total(parts).fallback == 2
+    assert total([does_not, does_not]).fallback is None
 
 
 def test_no_parts_are_zero() -> None:
