@@ -49,7 +49,7 @@ def main(out: Path) -> None:
     except FetchError as error:
         raise SystemExit(f"error: {error}") from error
     print("base model: SmolLM2-135M-Instruct, dequantised from Q4_1 (4 bits) to bfloat16")
-    print("  to use a model of your own instead, name its folder: clmerge reads any checkpoint")
+    print("  your own models need none of this: give clmerge their folders, or hf://ORG/NAME")
     once(
         folder, {"source": source.parent.name, "dtype": "bfloat16"}, lambda o: dequantise(source, o)
     )
