@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from mergekit_cl.checkpoint import TensorInfo
@@ -51,6 +52,7 @@ class ReadWeights:
     nbytes: int
     whole: bool
 
+    @cached_property
     def weights_digest(self) -> str | None:
         """The digest of the whole checkpoint; None where not all of it could be read."""
         if not self.whole:
@@ -94,7 +96,7 @@ def compare_tensors(recorded: Recorded, read: ReadWeights) -> Iterator[Differenc
     for name in read.tensors:
         if name not in recorded.tensors:
             yield Difference("added", name, None, read.digests[name])
-    whole = read.weights_digest()
+    whole = read.weights_digest
     if whole is not None and whole != recorded.weights_digest:
         yield Difference("weights_digest", "", recorded.weights_digest, whole)
 
@@ -118,6 +120,6 @@ def compare_sidecar(
         found = read.digests.get(tensor)
         if found != digest:
             yield Difference("fisher_stale", tensor, digest, found)
-    found = read.weights_digest()
+    found = read.weights_digest
     if whole is not None and found is not None and found != whole:
         yield Difference("fisher_weights_digest", name, whole, found)

@@ -88,7 +88,7 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
         tensors=len(read.tensors),
         files=len(read.files),
         nbytes=read.nbytes,
-        weights_digest=read.weights_digest(),
+        weights_digest=read.weights_digest,
         differences=tuple(differences),
         seconds=time.perf_counter() - started,
     )
