@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,12 +66,12 @@ class BlockWorker:
         out_hash = PieceHash(out_size)
         hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
         block_sums_found: list[list[Sums]] = []
-        for start in range(begin, max(end, begin + 1), BLOCK):
-            stop = min(start + BLOCK, end)
-            stored = [o.checkpoint.read(o.info.name, start, stop) for o in step.operands]
-            for digest, tensor in zip(hashes, stored, strict=True):
+        for start, stop, is_tail in _blocks(begin, end, step.merged_numel):
+            operands = step.operands[:1] if is_tail else step.operands
+            stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
+            for digest, tensor in zip(hashes[: len(stored)], stored, strict=True):
                 digest.update(tensor)
-            if step.kernel is None:
+            if step.kernel is None or is_tail:
                 out = self._copy(step, stored)
             else:
                 out, exact, found = self._merge(step, stored)
@@ -83,8 +83,9 @@ class BlockWorker:
             write(as_bytes(out), start * out_size)
         moved = (end - begin) * out_size
         for operand in step.operands:
-            operand.checkpoint.release(operand.info.name, begin, end)
-            moved += (end - begin) * itemsize(operand.info.dtype)
+            last = max(begin, min(end, operand.info.numel))
+            operand.checkpoint.release(operand.info.name, begin, last)
+            moved += (last - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
 
     def _merge(
@@ -121,8 +122,7 @@ class BlockWorker:
             self._buffer(f"sums{k}", torch.float64, count)
             for k in range(divergence.SCRATCH_BUFFERS)
         ]
-        rounded = exact if itemsize(step.dtype) == 2 else None
-        return out, exact, block_sums(out, rounded, parents, fishers, changed, fallback, buffers)
+        return out, exact, block_sums(out, exact, parents, fishers, changed, fallback, buffers)
 
     def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
@@ -131,7 +131,7 @@ class BlockWorker:
 
         first = stored[0]
         if step.operands[0].info.is_float and not self.allow_nonfinite:
-            for operand, tensor in zip(step.operands, stored, strict=True):
+            for operand, tensor in zip(step.operands[: len(stored)], stored, strict=True):
                 if bad := count_nonfinite(tensor):
                     place = f"{operand.checkpoint.path}: {operand.info.name}"
                     raise nonfinite_input(f"{place} ({bad} in one block)")
@@ -188,6 +188,23 @@ class BlockWorker:
         return self._buffers[key][:count]
 
 
+def _blocks(begin: int, end: int, merged: int | None) -> Iterator[tuple[int, int, bool]]:
+    """(first element, end, whether it lies beyond what is merged) of each block; at least one.
+
+    The block in which merging ends is cut in two there, so that all others stay on the grid that
+    digests and sums are taken on.
+    """
+    for start in range(begin, max(end, begin + 1), BLOCK):
+        stop = min(start + BLOCK, end)
+        if merged is None or stop <= merged:
+            yield start, stop, False
+        elif start >= merged:
+            yield start, stop, True
+        else:
+            yield start, merged, False
+            yield merged, stop, True
+
+
 class PieceHash:
     """Digests of consecutive 16 MiB pieces of a tensor, fed block by block."""
 
@@ -201,7 +218,7 @@ class PieceHash:
         self._pieces: list[bytes] = []
 
     def update(self, block: torch.Tensor) -> None:
-        """Add a block; blocks divide pieces evenly, so none crosses a boundary."""
+        """Add a block; whole ones divide pieces evenly, so none crosses a boundary."""
         self._hash.update(as_bytes(block))
         self._filled += block.numel()
         if self._filled == self._limit:

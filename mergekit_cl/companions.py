@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.small import companions_among
-from mergekit_cl.config import config_text, with_dtype
+from mergekit_cl.config import config_text, with_dtype, with_vocabulary
+
+OF_A_VOCABULARY = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.*",
+    "generation_config.json",
+)
+"""Files that name tokens by their numbers."""
 
 
 def companions(root: Path) -> list[Path]:
@@ -20,6 +37,28 @@ def copy_companions(root: Path, target: Path, dtype: str | None) -> None:
     text = config_text(root)
     if text is not None and dtype is not None:
         _write(target / "config.json", with_dtype(text, dtype).encode())
+
+
+def cut_vocabulary(target: Path, smallest: Checkpoint, rows: int) -> None:
+    """Make companions in `target` those of a vocabulary of `rows`: that of the input `smallest`.
+
+    Where that input is a lone file no tokenizer is left: another's has tokens without rows.
+    """
+    for path in companions(target):
+        if _is_of_vocabulary(path.name):
+            path.unlink()
+    if smallest.folder:
+        for path in companions(smallest.root):
+            if _is_of_vocabulary(path.name):
+                _write(target / path.name, path.read_bytes())
+    text = config_text(target)
+    if text is not None:
+        edited = with_vocabulary(text, rows, smallest.config or {})
+        _write(target / "config.json", edited.encode())
+
+
+def _is_of_vocabulary(name: str) -> bool:
+    return any(fnmatchcase(name, kind) for kind in OF_A_VOCABULARY)
 
 
 def _write(path: Path, content: bytes) -> None:

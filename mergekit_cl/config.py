@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,39 @@ def with_dtype(text: str, dtype: str) -> str:
     for key in keys:
         config[key] = long_name(dtype)
     return json.dumps(config, indent=2) + "\n"
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """The vocabulary size that a config names, its own or its text model's."""
+    for part in (config, config.get("text_config")):
+        size = part.get("vocab_size") if isinstance(part, Mapping) else None
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def with_vocabulary(text: str, rows: int, smallest: Mapping[str, Any]) -> str:
+    """The text of a config.json for a vocabulary cut to `rows`, edited only where it must be.
+
+    Ids of special tokens that were cut off become those of `smallest`, the config of the input
+    with so many rows: a model cannot be built with a padding token that it lacks.
+    """
+    config: dict[str, Any] = json.loads(text)
+    nested, other = config.get("text_config"), smallest.get("text_config")
+    parts = [(config, smallest)]
+    if isinstance(nested, dict):
+        parts.append((nested, other if isinstance(other, dict) else {}))
+    for part, model in parts:
+        if isinstance(part.get("vocab_size"), int):
+            part["vocab_size"] = rows
+        for key in (key for key in part if key.endswith("_token_id")):
+            ids = part[key] if isinstance(part[key], list) else [part[key]]
+            if any(isinstance(one, int) and one >= rows for one in ids):
+                part[key] = model.get(key)
+    if config == json.loads(text):
+        return text
+    edited = re.sub(r'("vocab_size"\s*:\s*)\d+', rf"\g<1>{rows}", text)
+    return edited if json.loads(edited) == config else json.dumps(config, indent=2) + "\n"
 
 
 def config_text(root: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +46,20 @@ class Piece:
 
 
 def checkpoint_digests(
-    checkpoint: Checkpoint, *, threads: int | None = None, advance: Advance | None = None
+    checkpoint: Checkpoint,
+    *,
+    names: Collection[str] | None = None,
+    threads: int | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, str]:
-    """The digest of every tensor.
+    """The digest of every tensor, or of those named.
 
     threads: default one per core. advance: told the bytes read, from any thread. Raises InputError
     where a file cannot be read or has become shorter, after every thread has stopped.
     """
-    found: dict[str, dict[int, bytes]] = {name: {} for name in checkpoint.tensors}
-    units = _units(checkpoint)
+    wanted = [name for name in checkpoint.tensors if names is None or name in names]
+    found: dict[str, dict[int, bytes]] = {name: {} for name in wanted}
+    units = _units(checkpoint, wanted)
     stop = threading.Event()
     lock = threading.Lock()
 
@@ -88,11 +93,11 @@ def checkpoint_digests(
     }
 
 
-def _units(checkpoint: Checkpoint) -> Iterator[list[Piece]]:
+def _units(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[list[Piece]]:
     """Runs of pieces in file order, of at most `PIECE_BYTES` together."""
     unit: list[Piece] = []
     filled = 0
-    for piece in _pieces(checkpoint):
+    for piece in _pieces(checkpoint, names):
         size = piece.end - piece.begin
         if unit and filled + size > PIECE_BYTES:
             yield unit
@@ -103,8 +108,9 @@ def _units(checkpoint: Checkpoint) -> Iterator[list[Piece]]:
         yield unit
 
 
-def _pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
-    for name, tensor in checkpoint.tensors.items():
+def _pieces(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[Piece]:
+    for name in names:
+        tensor = checkpoint.tensors[name]
         file = checkpoint.file_of(name)
         is_torch = file.name not in checkpoint.headers
         path = file if isinstance(file, Path) and not is_torch else None

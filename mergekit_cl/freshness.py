@@ -8,7 +8,7 @@ from typing import Any
 from mergekit_cl.carry import check_fresh
 from mergekit_cl.errors import MismatchError
 from mergekit_cl.methods.method import Method
-from mergekit_cl.plan import Step
+from mergekit_cl.plan import Plan, Step
 from mergekit_cl.stream import TensorResult
 
 
@@ -17,11 +17,11 @@ class StaleFisherCheck:
 
     def __init__(self, method: Method, *, allow: bool) -> None:
         self._sidecars = method.sidecars
-        self._allow = allow
+        self._allow = allow or not method.weighted_by_fisher
 
     def __call__(self, step: Step, result: TensorResult) -> None:
         if self._allow or step.kernel is None:
-            return
+            return  # where a Fisher decides nothing, `stale_sidecars` leaves it out of the report
         for k, place in enumerate(step.fishers):
             sidecar = self._sidecars[k]
             if place is None or sidecar is None:
@@ -34,6 +34,22 @@ class StaleFisherCheck:
                     detail=f"{sidecar.checkpoint.path}: {step.name} of {model} has changed since",
                     hint=f"clmerge fisher {model} --data FILE, or --allow-stale-fisher",
                 )
+
+
+def stale_sidecars(
+    method: Method, plan: Plan, results: Mapping[str, TensorResult]
+) -> frozenset[int]:
+    """Inputs whose Fisher was taken at other weights than were read."""
+    found = set()
+    for name, step in plan.steps.items():
+        for k, place in enumerate(step.fishers):
+            sidecar = method.sidecars[k]
+            if place is None or sidecar is None:
+                continue
+            expected = sidecar.digest(name)
+            if expected is not None and expected != results[name].operand_digests[k]:
+                found.add(k)
+    return frozenset(found)
 
 
 def check_carries(method: Method, manifest: Mapping[str, Any]) -> None:

@@ -71,6 +71,8 @@ def read_manifest(side_folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         return None
+    if not all(key in found for key in ("command", "options", "inputs", "outputs", "tensors")):
+        return None
     return found
 
 

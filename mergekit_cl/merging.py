@@ -11,13 +11,13 @@ from typing import Any
 
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
-from mergekit_cl.companions import copy_companions
+from mergekit_cl.companions import copy_companions, cut_vocabulary
 from mergekit_cl.config import compare_configs
 from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.device import choose_device
 from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
-from mergekit_cl.freshness import StaleFisherCheck, check_carries
+from mergekit_cl.freshness import StaleFisherCheck, check_carries, stale_sidecars
 from mergekit_cl.inplace import check_in_place, link_others
 from mergekit_cl.manifest import write_json
 from mergekit_cl.memory import peak_memory_bytes
@@ -31,6 +31,7 @@ from mergekit_cl.output.target import (
     is_single_file,
     side_folder,
 )
+from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Plan, Selection, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
 from mergekit_cl.report.progress import Start
@@ -42,6 +43,7 @@ from mergekit_cl.stream import (
     run_stream,
 )
 from mergekit_cl.uptodate import recorded_run
+from mergekit_cl.vocabulary import Vocab
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class OutputOptions:
 
     dtype: safetensors spelling, None keeps the inputs'. allow_stale: take Fisher sidecars of other
     weights. carry: keep what rounding takes from 16-bit outputs. in_place: the target is the first
-    input, replaced whole. policy: what counts as lossy.
+    input, replaced whole. vocab: what vocabularies of different sizes come to. policy: what
+    counts as lossy.
     """
 
     target: Path
@@ -69,6 +72,7 @@ class OutputOptions:
     allow_stale: bool = False
     carry: bool = False
     in_place: bool = False
+    vocab: Vocab = "error"
     policy: Policy = DEFAULT
 
 
@@ -111,6 +115,7 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         newest_integers=method.newest_integers,
         carries=method.carries,
         keep_residuals=method.updates if options.carry else None,
+        vocab=options.vocab,
     )
 
 
@@ -142,22 +147,35 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     started = time.perf_counter()
     plan = make_plan(method, options)
     recorded = _recorded_options(method, options)
-    # An update in place changes its own input: given again, it is the next update.
-    done = None if options.in_place else recorded_run(method, recorded, options.target)
     single = is_single_file(options.target)
     staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
     identity = _identity(method, recorded, options)
+    # An update in place changes its own input: given again, it is the next update.
+    again = not options.in_place and not staging.is_unpublished(identity)
+    done = recorded_run(method, recorded, options.target) if again else None
     if done is not None:
         staging.clear_own(identity)
         spent = time.perf_counter() - started
         return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
     if not options.in_place:
         check_replaceable(options.target, force=options.force)
-    check_room(options.target, plan.bytes_written)
+    check_room(options.target, plan.bytes_written, taken=staging.taken())
+    how = StreamOptions(
+        choose_device(options.device),
+        default_workers(options.threads, options.memory, plan),
+        options.report,
+        options.allow_nonfinite,
+    )
     staging.open(identity, restart=options.restart)
     try:
-        results = _stream(method, plan, options, staging, progress)
-        divergence = _divergence(method, plan, results, options.policy) if options.report else None
+        whole = WholeDigests(plan)
+        streamed = _stream(method, plan, options, how, staging, progress, whole)
+        results = whole.complete_all(plan, streamed)
+        stale = stale_sidecars(method, plan, results)
+        notes = (*plan.notes, *_stale_notes(method, stale))
+        divergence = None
+        if options.report:
+            divergence = _divergence(method, plan, results, stale, options.policy)
         made = manifest(method, plan, results, recorded, str(options.target))
         check_carries(method, made)
         if method.updates:
@@ -191,32 +209,34 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         staging.close()
     spent = time.perf_counter() - started
     moved = plan.bytes_read + plan.bytes_written
-    return MergeOutcome(options.target, state, made, divergence, plan.notes, spent, moved)
+    return MergeOutcome(options.target, state, made, divergence, notes, spent, moved)
 
 
 def _stream(
-    method: Method, plan: Plan, options: OutputOptions, staging: Staging, progress: Start
+    method: Method,
+    plan: Plan,
+    options: OutputOptions,
+    how: StreamOptions,
+    staging: Staging,
+    progress: Start,
+    whole: WholeDigests,
 ) -> dict[str, TensorResult]:
     entries = [e for e in staging.journal.read() if (staging.out / e["shard"]).exists()]
     finished = from_entries(entries, plan.layout)
     skipped = sum(
         operand.info.nbytes for name in finished for operand in plan.steps[name].operands
     ) + sum(s.header.file_bytes for s in plan.layout.shards if s.header.tensors[0].name in finished)
+    check = StaleFisherCheck(method, allow=options.allow_stale)
     advance = progress(method.command, plan.bytes_read + plan.bytes_written)
     if skipped:
         advance(skipped)
     return run_stream(
         plan,
         ShardFiles(staging.out, plan.layout),
-        StreamOptions(
-            choose_device(options.device),
-            default_workers(options.threads, options.memory, plan),
-            options.report,
-            options.allow_nonfinite,
-        ),
+        how,
         carry=_open_carry(plan, staging.out / side_folder(options.target).name),
         finished=finished,
-        on_tensor=StaleFisherCheck(method, allow=options.allow_stale),
+        on_tensor=lambda step, result: check(step, whole.complete(step, result)),
         on_shard=lambda shard, results: staging.journal.append(to_entry(shard.file, results)),
         advance=advance,
     )
@@ -233,17 +253,31 @@ def _open_carry(plan: Plan, folder: Path) -> ShardFiles | None:
 
 
 def _divergence(
-    method: Method, plan: Plan, results: Mapping[str, TensorResult], policy: Policy
+    method: Method,
+    plan: Plan,
+    results: Mapping[str, TensorResult],
+    stale: frozenset[int],
+    policy: Policy,
 ) -> Divergence:
     parents = []
-    for checkpoint, sidecar in zip(method.checkpoints, method.sidecars, strict=True):
-        said = {} if sidecar is None else sidecar.metadata
+    for k, (checkpoint, sidecar) in enumerate(
+        zip(method.checkpoints, method.sidecars, strict=True)
+    ):
+        said = {} if sidecar is None or k in stale else sidecar.metadata
         tokens, examples = said.get("tokens"), said.get("examples")
         per_example = tokens / examples if tokens and examples else None
         in_nats = said.get("estimator") in ("mc", "exact")
         parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration"), in_nats))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
     return summarise(merged, parents, policy=policy, carried=plan.carry is not None)
+
+
+def _stale_notes(method: Method, stale: frozenset[int]) -> list[str]:
+    return [
+        f"the Fisher sidecar of {method.checkpoints[k].path} was taken at other weights: "
+        "it predicts nothing (clmerge fisher makes a new one)"
+        for k in sorted(stale)
+    ]
 
 
 def _write_companions(
@@ -266,6 +300,9 @@ def _write_companions(
             link_others(first, out)
         if first.folder:
             copy_companions(first.root, out, _common_dtype(plan))
+            if options.vocab == "common" and plan.resized.rows:
+                smallest = method.checkpoints[plan.resized.smallest]
+                cut_vocabulary(out, smallest, min(plan.resized.rows.values()))
         if plan.layout.index is not None:
             (out / plan.layout.index_name).write_bytes(plan.layout.index)
     write_json(side / "manifest.json", made)
@@ -298,6 +335,7 @@ def _recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
         "allow_nonfinite": options.allow_nonfinite,
         "allow_stale_fisher": options.allow_stale,
         "carry": options.carry,
+        "vocab": options.vocab,
         "policy": options.policy.to_json(),
     }
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from mergekit_cl.carry import Carry, carry_layout
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
 from mergekit_cl.checkpoint.dtypes import INTEGERS, MERGEABLE, promote
-from mergekit_cl.errors import InputError, MismatchError
+from mergekit_cl.errors import InputError, MismatchError, OptionError
 from mergekit_cl.layout import Layout, lay_out
 from mergekit_cl.merge.kernel import Kernel
+from mergekit_cl.vocabulary import Resized, Vocab, check_one_size, describe, find_resized
 
 Action = Literal["merged", "copied"]
 
 
 @dataclass(frozen=True)
 class Operand:
-    """One tensor to read."""
+    """One tensor to read; `info` may have fewer rows than the checkpoint's."""
 
     checkpoint: Checkpoint
     info: TensorInfo
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the tensor is read."""
+        return self.info.shape == self.checkpoint.tensors[self.info.name].shape
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Step:
     operands: everything read for it. kernel: None copies the first operand. parents: operands that
     divergence is measured against; fishers: for each parent the operand with its Fisher, or None;
     residuals: likewise the operand with what rounding took from it. must_agree: whether a copy is
-    refused where the operands differ. compute: dtype of the arithmetic.
+    refused where the operands differ. compute: dtype of the arithmetic. merged_numel: elements
+    beyond these, which the other operands lack, are copied from the first.
     """
 
     name: str
@@ -46,16 +53,22 @@ class Step:
     residuals: tuple[int | None, ...] = ()
     must_agree: bool = False
     compute: str = "F32"
+    merged_numel: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in reading order and the files they fill; carry: the file of residuals, if kept."""
+    """Steps in reading order and the files they fill.
+
+    carry: the file of residuals, if kept. resized: vocabulary tensors of which inputs have more or
+    fewer rows.
+    """
 
     steps: dict[str, Step]
     layout: Layout
     notes: tuple[str, ...]
     carry: Layout | None = None
+    resized: Resized = field(default_factory=Resized)
 
     @property
     def bytes_read(self) -> int:
@@ -108,6 +121,7 @@ def plan_merge(
     newest_integers: bool = False,
     carries: Sequence[Carry | None] = (),
     keep_residuals: int | None = None,
+    vocab: Vocab = "error",
 ) -> Plan:
     """Plan a merge of whole checkpoints of the same tensors.
 
@@ -115,15 +129,25 @@ def plan_merge(
     selected are copied from the first input; integers must be equal (checked while they are
     read) and are copied, counters from the last input; `newest_integers` takes all of them from
     there. carries: residuals of each input. keep_residuals: plan a carry file that says the output
-    has had so many updates. Raises MismatchError listing every name or
-    shape that differs; InputError for types that cannot be merged.
+    has had so many updates. vocab: what vocabularies of different sizes come to: refused, the rows
+    all inputs have ("common"), or as many as the first has ("base"). Raises MismatchError listing
+    every name or shape that differs; InputError for types that cannot be merged.
     """
     check_mergeable(checkpoints)  # first: quantised files also differ in names and types
-    check_same_tensors(checkpoints)
+    resized = find_resized(checkpoints)
+    check_same_tensors(checkpoints, resized, vocab)
+    if resized.rows:
+        check_one_size(checkpoints, resized)
+        if carries or keep_residuals is not None:
+            raise OptionError(
+                "what rounding takes cannot be kept for vocabularies of different sizes",
+                detail=f"--carry with --vocab {vocab}",
+                hint="leave --carry out; ema-merge keeps it unless told --no-carry",
+            )
     steps = {}
     copied = []
     for name, first in checkpoints[0].tensors.items():
-        inputs = tuple(Operand(c, c.tensors[name]) for c in checkpoints)
+        inputs = tuple(Operand(c, _cut(c.tensors[name], resized)) for c in checkpoints)
         if not first.is_float:
             newest = newest_integers or is_counter(name)
             steps[name] = _copy(name, inputs[-1 if newest else 0], inputs, None, agree=not newest)
@@ -132,14 +156,15 @@ def plan_merge(
             copied.append(name)
         else:
             made = recipe(name, inputs)
-            operands = inputs + made.more
+            more = tuple(Operand(o.checkpoint, _cut(o.info, resized)) for o in made.more)
+            operands = inputs + more
             out = dtype or promote({operand.info.dtype for operand in inputs})
             parents = tuple(range(len(inputs)))
             added, places = _residual_operands(name, len(operands), carries)
             steps[name] = Step(
                 name,
                 out,
-                first.shape,
+                inputs[0].info.shape,
                 "merged",
                 operands + added,
                 made.kernel,
@@ -148,6 +173,8 @@ def plan_merge(
                 places,
                 compute=compute_dtype(operands, out, made.float32_for),
             )
+        if vocab == "base" and inputs[0].info.shape != first.shape:
+            steps[name] = _with_tail(steps[name], Operand(checkpoints[0], first))
     shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
     layout = lay_out(
         shapes,
@@ -158,12 +185,14 @@ def plan_merge(
     told = list(notes)
     if copied:
         told.append(f"{len(copied)} tensors are copied from {checkpoints[0].path}, as selected")
+    if resized.rows:
+        told.append(describe(checkpoints, resized, vocab))
     carry: Layout | None = None
     if keep_residuals is not None:
         merged = [shape for shape in shapes if steps[shape[0]].action == "merged"]
         carry = carry_layout(merged, keep_residuals)
         carry = carry if carry.shards[0].header.tensors else None
-    return Plan(steps, layout, tuple(told), carry)
+    return Plan(steps, layout, tuple(told), carry, resized)
 
 
 def is_counter(name: str) -> bool:
@@ -171,35 +200,50 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def check_same_tensors(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise MismatchError listing every tensor that some input lacks or has in another shape."""
+def check_same_tensors(
+    checkpoints: Sequence[Checkpoint], resized: Resized | None = None, vocab: Vocab = "error"
+) -> None:
+    """Raise MismatchError listing every tensor that some input lacks or has in another shape.
+
+    resized: vocabulary tensors that may differ in their rows, unless `vocab` is "error".
+    """
     first = checkpoints[0]
+    rows = {} if resized is None else resized.rows
+    others = False
     found: list[str] = []
     for other in checkpoints[1:]:
         for name, tensor in first.tensors.items():
-            twin = other.tensors.get(name)
-            if twin is None:
-                found.append(f"{name}: not in {other.path}")
-            elif twin.shape != tensor.shape:
-                found.append(
-                    f"{name}: {list(tensor.shape)} in {first.path}, "
-                    f"{list(twin.shape)} in {other.path}"
-                )
-            elif twin.is_float != tensor.is_float or (
-                not tensor.is_float and twin.dtype != tensor.dtype
-            ):
-                found.append(
-                    f"{name}: {tensor.dtype} in {first.path}, {twin.dtype} in {other.path}"
-                )
-        found.extend(
-            f"{name}: not in {first.path}" for name in other.tensors if name not in first.tensors
-        )
+            if (said := _difference(first, other, tensor)) is None:
+                continue
+            if name not in rows:
+                others = True
+            elif vocab != "error":
+                continue
+            found.append(said)
+        extra = [name for name in other.tensors if name not in first.tensors]
+        found.extend(f"{name}: not in {first.path}" for name in extra)
+        others = others or bool(extra)
     if found:
         raise MismatchError(
             f"the inputs differ in {len(found)} tensors",
             detail="\n  ".join(found),
-            hint="merge checkpoints of one architecture",
+            hint="merge checkpoints of one architecture"
+            if others
+            else "--vocab common merges the rows that all have, --vocab base keeps the first's too",
         )
+
+
+def _difference(first: Checkpoint, other: Checkpoint, tensor: TensorInfo) -> str | None:
+    """How another input's tensor differs from the first's, or None."""
+    name = tensor.name
+    twin = other.tensors.get(name)
+    if twin is None:
+        return f"{name}: not in {other.path}"
+    if twin.shape != tensor.shape:
+        return f"{name}: {list(tensor.shape)} in {first.path}, {list(twin.shape)} in {other.path}"
+    if twin.is_float != tensor.is_float or (not tensor.is_float and twin.dtype != tensor.dtype):
+        return f"{name}: {tensor.dtype} in {first.path}, {twin.dtype} in {other.path}"
+    return None
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint]) -> None:
@@ -237,6 +281,19 @@ def _copy(
     # The others are read too: their digests go into the record, and integers are compared.
     operands = (source, *rest)
     return Step(name, kept, source.info.shape, "copied", operands, None, (), (), (), agree)
+
+
+def _cut(info: TensorInfo, resized: Resized) -> TensorInfo:
+    """The part of a tensor that all inputs have."""
+    shape = resized.shape(info)
+    return info if shape == info.shape else replace(info, shape=shape)
+
+
+def _with_tail(step: Step, whole: Operand) -> Step:
+    """The step with the rest of its first operand copied behind what it makes."""
+    merged = step.operands[0].info.numel
+    operands = (whole, *step.operands[1:])
+    return replace(step, shape=whole.info.shape, operands=operands, merged_numel=merged)
 
 
 def _residual_operands(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.divergence.sums import Sums
 from mergekit_cl.layout import Layout
 from mergekit_cl.manifest import FORMAT, describe_input, describe_output, versions
@@ -36,14 +37,16 @@ def from_entries(entries: list[dict[str, Any]], layout: Layout) -> dict[str, Ten
 
 def input_digests(
     method: Method, plan: Plan, results: Mapping[str, TensorResult]
-) -> list[dict[str, str] | None]:
-    """Digests of every tensor of each source, None where not all of its tensors were read."""
+) -> list[dict[str, str]]:
+    """Digests of every tensor of each source; one that was read in part is read once more."""
     found: dict[int, dict[str, str]] = {id(source): {} for _, source in method.sources()}
     for name, step in plan.steps.items():
         for operand, digest in zip(step.operands, results[name].operand_digests, strict=True):
             found[id(operand.checkpoint)][operand.info.name] = digest
     return [
-        found[id(source)] if found[id(source)].keys() == source.tensors.keys() else None
+        found[id(source)]
+        if found[id(source)].keys() == source.tensors.keys()
+        else checkpoint_digests(source)
         for _, source in method.sources()
     ]
 

@@ -49,4 +49,8 @@ def _is_intact(target: Path, manifest: Mapping[str, Any]) -> bool:
     except InputError:
         return False
     recorded: list[dict[str, Any]] = manifest["outputs"][0]["files"]
-    return sorted(described["files"], key=str) == sorted(recorded, key=str)
+    return _by_name(described["files"]) == _by_name(recorded)
+
+
+def _by_name(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(files, key=lambda file: str(file["name"]))

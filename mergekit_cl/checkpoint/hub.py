@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mergekit_cl.checkpoint.place import INDEXES, SINGLE
 from mergekit_cl.checkpoint.refusals import reason
@@ -128,8 +130,7 @@ def _snapshot(repo: str, revision: str | None) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings, and bars only for people who watch: the error that follows says what matters."""
-    from huggingface_hub import utils
-
+    utils: Any = import_module("huggingface_hub.utils")  # made lazily, so unknown to type checkers
     logger = logging.getLogger("huggingface_hub")
     level, silent = logger.level, utils.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)

@@ -79,6 +79,14 @@ def _merging_options(command: Command) -> Command:
     return _stack(
         click.option("--dtype", type=DType(), help="Default: the inputs', promoted where unequal."),
         click.option("--copy", multiple=True, metavar="GLOB", help="Copy these from the first."),
+        click.option(
+            "--vocab",
+            type=click.Choice(["error", "common", "base"]),
+            default="error",
+            show_default=True,
+            help="Vocabularies of different sizes: refuse, cut to the rows all have, or keep the "
+            "first's.",
+        ),
         click.option("--no-report", is_flag=True, help="Do not measure divergence."),
         click.option(
             "--policy",
@@ -116,6 +124,7 @@ def merge_output(values: dict[str, Any]) -> OutputOptions:
         allow_stale=values.get("allow_stale_fisher", False),
         carry=values["carry"],
         in_place=values.get("in_place", False),
+        vocab=values["vocab"],
         policy=DEFAULT if values["policy"] is None else read_policy(values["policy"]),
     )
 

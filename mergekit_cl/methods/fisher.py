@@ -67,8 +67,7 @@ def fisher_method(
 
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), full)
-        shape = inputs[0].info.shape
-        with_base = () if base is None else (base_operand(name, shape, base),)
+        with_base = () if base is None else (base_operand(name, inputs, base),)
         kernel: Kernel
         if name in per_tensor:
             kernel = partial(fisher_weighted, scales=per_tensor[name], fallback=fallback)
@@ -88,7 +87,9 @@ def fisher_method(
         "units": [sidecar.metadata["unit"] for sidecar in full],
         "levels": [sidecar.metadata["level"] for sidecar in full],
     }
-    return Method("fisher-merge", options, checkpoints, recipe, full, base, notes)
+    return Method(
+        "fisher-merge", options, checkpoints, recipe, full, base, notes, weighted_by_fisher=True
+    )
 
 
 def _missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from mergekit_cl.checkpoint import Checkpoint
@@ -37,8 +38,7 @@ def linear_method(
             return Ingredients(kernel, more, places, float32_for(len(inputs)))
         # The base goes last: the kernel takes the inputs and the base, not the Fishers between.
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
-        shape = inputs[0].info.shape
-        with_base = (*more, base_operand(name, shape, base))
+        with_base = (*more, base_operand(name, inputs, base))
         return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1))
 
     return Method(
@@ -66,9 +66,18 @@ def report_operands(
     return tuple(more), tuple(places)
 
 
-def base_operand(name: str, shape: tuple[int, ...], base: Checkpoint) -> Operand:
-    """The base's tensor of a name and shape; raises MismatchError where it has none."""
+def base_operand(name: str, inputs: Sequence[Operand], base: Checkpoint) -> Operand:
+    """The base's tensor of the name and shape of the inputs.
+
+    Where only some of the inputs' rows are merged, the base may have more of them too. Raises
+    MismatchError where it has no such tensor.
+    """
+    shape = inputs[0].info.shape
     tensor = base.tensors.get(name)
+    if tensor is not None and shape and not all(operand.is_whole for operand in inputs):
+        rows, *rest = tensor.shape or (0,)
+        if rows > shape[0] and tuple(rest) == shape[1:]:
+            tensor = replace(tensor, shape=shape)
     if tensor is None or tensor.shape != shape:
         have = "nothing" if tensor is None else str(list(tensor.shape))
         raise MismatchError(

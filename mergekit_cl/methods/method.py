@@ -20,6 +20,7 @@ class Method:
     """A method bound to its inputs.
 
     command, options: as recorded in the manifest; they and the inputs decide every byte.
+    weighted_by_fisher: whether the sidecars decide values, or only what is reported.
     newest_integers: integers come from the last input instead of having to agree. updates: EMA
     updates the output has had.
     checkpoints: what is merged. sidecars: the Fisher of each, or None. base: a further checkpoint
@@ -35,6 +36,7 @@ class Method:
     notes: Sequence[str] = field(default_factory=tuple)
     carries: Sequence[Carry | None] = ()
     newest_integers: bool = False
+    weighted_by_fisher: bool = False
     updates: int = 0
 
     def sources(self) -> list[tuple[str, Checkpoint]]:

@@ -44,19 +44,29 @@ def publish_directory(staged: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def publish_inside(staged: Path, target: Path, last: tuple[str, ...]) -> None:
+def publish_inside(
+    staged: Path, target: Path, last: tuple[str, ...], replaced: tuple[str, ...] = ()
+) -> None:
     """Move the content of `staged` into the existing folder `target`.
 
     For places that cannot be renamed. last: names moved at the end, in this order (the index and
-    the manifest), so that a reader never sees them without what they speak of.
+    the manifest), so that a reader never sees them without what they speak of. replaced: names of
+    an older output that are removed once the weights are there, or they would be what opens.
     """
     names = sorted(entry.name for entry in staged.iterdir())
-    for name in [n for n in names if n not in last] + [n for n in last if n in names]:
-        there = target / name
-        if there.is_dir() and not there.is_symlink():
-            shutil.rmtree(there)
-        (staged / name).replace(there)
+    for name in (name for name in names if name not in last):
+        _move(staged / name, target / name)
+    for name in replaced:
+        (target / name).unlink(missing_ok=True)
+    for name in (name for name in last if name in names):
+        _move(staged / name, target / name)
     sync(target)
+
+
+def _move(source: Path, there: Path) -> None:
+    if there.is_dir() and not there.is_symlink():
+        shutil.rmtree(there)
+    source.replace(there)
 
 
 def finish_interrupted(target: Path) -> None:

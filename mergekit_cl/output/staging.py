@@ -29,7 +29,9 @@ class Staging:
     """
 
     def __init__(self, target: Path, *, side_folder: Path | None = None) -> None:
-        self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow links
+        # A link to a folder stands for that folder: it is filled, and the link stays.
+        linked = target.is_symlink() and target.is_dir()
+        self.target = target.resolve() if linked else target.absolute()
         self.side_folder = side_folder
         self.inside = side_folder is None and _cannot_be_renamed(self.target)
         name = f".{self.target.name}.partial"
@@ -55,8 +57,8 @@ class Staging:
 
     def _open(self, identity: dict[str, Any], restart: bool) -> None:
         self.place.parent.mkdir(parents=True, exist_ok=True)
-        finish_interrupted(self.target)
         self._take_lock()
+        finish_interrupted(self.target)
         run = self.place / "run.json"
         found = _read_json(run)
         if found not in (None, identity) and not restart:
@@ -76,11 +78,26 @@ class Staging:
             sync(run)
         self.out.mkdir(exist_ok=True)
 
+    def is_unpublished(self, identity: dict[str, Any]) -> bool:
+        """Whether a run of this identity was interrupted with weights still to publish.
+
+        Only where publishing takes several steps: what is in the target then proves nothing.
+        """
+        if self.side_folder is None and not self.inside:
+            return False
+        ours = _read_json(self.place / "run.json") == identity
+        return ours and next(self.out.glob("*.safetensors"), None) is not None
+
     def clear_own(self, identity: dict[str, Any]) -> None:
         """Remove what a run of this identity left after its output was already published."""
         if _read_json(self.place / "run.json") == identity:
             self.open(identity)
             self.discard()
+
+    def taken(self) -> int:
+        """Bytes an unfinished run already holds on the disk."""
+        files = (path for path in self.place.rglob("*") if path.is_file())
+        return sum(path.stat().st_blocks * 512 for path in files)
 
     def publish(self) -> None:
         """Move `out/` to the target in one step and remove the temporary place."""
@@ -88,12 +105,14 @@ class Staging:
         if self.side_folder is not None:
             companions = self.out / self.side_folder.name
             if companions.is_dir():
-                publish_directory(companions, self.side_folder)
+                self.side_folder.mkdir(exist_ok=True)
+                publish_inside(companions, self.side_folder, last=(MANIFEST,))
             (self.out / self.target.name).replace(self.target)
             sync(self.target.parent)
         elif self.inside:
             indexes = tuple(entry.name for entry in self.out.glob("*.index.json"))
-            publish_inside(self.out, self.target, (*indexes, "clmerge"))
+            replaced = set(weight_files(self.target)) - set(weight_files(self.out))
+            publish_inside(self.out, self.target, (*indexes, "clmerge"), tuple(replaced))
         else:
             publish_directory(self.out, self.target)
         self.discard()
@@ -136,6 +155,11 @@ class Staging:
                 self._lock = descriptor
                 return
             os.close(descriptor)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of weight files and indexes in an output's folder."""
+    return [p.name for kind in ("*.safetensors", "*.index.json") for p in folder.glob(kind)]
 
 
 def _cannot_be_renamed(target: Path) -> bool:

@@ -66,8 +66,12 @@ def check_replaceable(target: Path, *, force: bool) -> None:
     )
 
 
-def check_room(target: Path, bytes_needed: int) -> None:
-    """Raise OutputError where the disk has no room for the output."""
+def check_room(target: Path, bytes_needed: int, *, taken: int = 0) -> None:
+    """Raise OutputError where the disk has no room for the output.
+
+    taken: bytes of it that an unfinished run already holds.
+    """
+    bytes_needed = max(bytes_needed - taken, 0)
     folder = target.absolute().parent
     while not folder.exists():
         folder = folder.parent

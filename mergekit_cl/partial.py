@@ -1,0 +1,41 @@
+"""Digests of tensors that a merge reads only in part: those of the whole are what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.digesting import checkpoint_digests
+from mergekit_cl.plan import Plan, Step
+from mergekit_cl.stream import TensorResult
+
+
+class WholeDigests:
+    """The digests of whole tensors, for operands of which only some rows are merged.
+
+    Costs one more read of those tensors, when it is made.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        names: dict[Checkpoint, set[str]] = {}
+        for operand in (o for step in plan.steps.values() for o in step.operands):
+            if not operand.is_whole:
+                names.setdefault(operand.checkpoint, set()).add(operand.info.name)
+        self._digests = {one: checkpoint_digests(one, names=found) for one, found in names.items()}
+
+    def complete(self, step: Step, result: TensorResult) -> TensorResult:
+        """The result with digests of whole operands."""
+        if all(operand.is_whole for operand in step.operands):
+            return result
+        found = tuple(
+            digest if o.is_whole else self._digests[o.checkpoint][o.info.name]
+            for o, digest in zip(step.operands, result.operand_digests, strict=True)
+        )
+        return replace(result, operand_digests=found)
+
+    def complete_all(
+        self, plan: Plan, results: Mapping[str, TensorResult]
+    ) -> dict[str, TensorResult]:
+        """All results of a plan so."""
+        return {name: self.complete(plan.steps[name], result) for name, result in results.items()}
