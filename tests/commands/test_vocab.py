@@ -190,7 +190,7 @@ def test_a_config_is_edited_where_its_size_stands_and_nowhere_else(
     both: Callable[[torch.dtype], None],
 ) -> None:
     both(torch.float32)
-    odd = '{"model_type":  "toy", "num_hidden_layers": 2,\n\n   "vocab_size" : 20, "pad_token_id": 0}\n'
+    odd = '{"model_type":  "toy", "num_hidden_layers": 2,\n\n   "vocab_size" : 20}\n'
     Path("long/config.json").write_text(odd)
     run("linear-merge", "long", "short", "--vocab", "common")
     assert Path("merged/config.json").read_text() == odd.replace("20", "12")
