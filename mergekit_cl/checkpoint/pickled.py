@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint.dtypes import safetensors_dtype
 from mergekit_cl.checkpoint.header import TensorInfo
-from mergekit_cl.errors import ClmergeError, FormatError, InputError
+from mergekit_cl.checkpoint.unpickle import check_records, damaged, load
+from mergekit_cl.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,8 @@ class PickledFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors, self.aliases = _describe(_load(path), path)
+        self.tensors, self.aliases = _describe(load(path), path)
+        self._copied: tuple[str, torch.Tensor] | None = None
 
     def infos(self) -> tuple[TensorInfo, ...]:
         """One entry per distinct tensor, in file order; offsets are unknown and 0."""
@@ -35,8 +35,20 @@ class PickledFile:
         )
 
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop`, flat; a copy where the tensor is not contiguous."""
-        return self.tensors[tensor.name].reshape(-1)[start:stop]
+        """Elements `start` to `stop`, flat; of a copy where the tensor is not contiguous."""
+        part = self._flat(tensor.name)[start:stop]
+        # A single element counts as contiguous whatever its stride, which no view of bytes takes.
+        return part if part.stride(0) == 1 else part.as_strided(part.shape, (1,))
+
+    def _flat(self, name: str) -> torch.Tensor:
+        stored = self.tensors[name]
+        if stored.is_contiguous():
+            return stored.reshape(-1)
+        # One copy is kept: blocks of a tensor are read one after the other.
+        copied = self._copied
+        if copied is None or copied[0] != name:
+            copied = self._copied = (name, stored.contiguous().reshape(-1))
+        return copied[1]
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Nothing to give back: torch owns the mapping."""
@@ -44,6 +56,7 @@ class PickledFile:
     def close(self) -> None:
         """Forget the tensors."""
         self.tensors = {}
+        self._copied = None
 
 
 def is_pickle(path: Path) -> bool:
@@ -57,50 +70,6 @@ def is_pickle(path: Path) -> bool:
     if start[8:] == b"{":
         return False
     return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
-
-
-def _load(path: Path) -> Any:
-    import torch
-
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            _check_records(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except ClmergeError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            "the file holds more than weights, and only weights are ever unpickled",
-            detail=f"{path}: {_first_line(error)}",
-            hint="save its state dict alone: torch.save(model.state_dict(), ...)",
-        ) from error
-    # A damaged pickle calls torch's constructors with anything: what they raise has no end.
-    except Exception as error:
-        raise _damaged(path, _first_line(error)) from error
-
-
-def _check_records(path: Path) -> None:
-    """Refuse an archive whose directory claims more bytes than the file has: they are allocated."""
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    size = path.stat().st_size
-    for record in records:
-        if record.compress_type != zipfile.ZIP_STORED or record.file_size > size:
-            raise _damaged(path, f"{record.filename!r:.80} claims {record.file_size} bytes")
-
-
-def _damaged(path: Path, what: str) -> FormatError:
-    return FormatError(
-        "the file is truncated or is no torch checkpoint",
-        detail=f"{path}: {what}",
-        hint="fetch or save the file again; it was not changed",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0] if lines else type(error).__name__:.120}"
 
 
 def find_state_dict(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
@@ -140,13 +109,14 @@ def _describe(value: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str
         _check_plain(name, tensor, path)
         if tensor.numel() * tensor.element_size() > size:
             # A stride of 0 repeats one element without end; to read it would be to allocate it.
-            raise _damaged(path, f"{name} has {list(tensor.shape)} elements, more than the file")
+            raise damaged(path, f"{name} has {list(tensor.shape)} elements, more than the file")
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in first:
             aliases[name] = first[key]
         else:
             first[key] = name
             tensors[name] = tensor.detach()
+    check_records(path, tensors.values())
     return tensors, aliases
 
 

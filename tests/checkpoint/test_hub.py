@@ -150,8 +150,8 @@ def test_a_cache_without_the_weights_is_said(cache: Path) -> None:
         "hf://@main",
     ],
 )
-def test_what_is_no_name_is_said(cache: Path, name: str) -> None:
-    assert "no name of a model" in told(f"hf://{name}")
+def test_what_is_no_name_is_said(cache: Path, text: str) -> None:
+    assert "no name of a model" in told(text)
 
 
 def test_one_format_of_the_top_folder_is_needed() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
+import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -88,6 +90,26 @@ def test_parts_of_one_storage_are_different_tensors(tmp_path: Path, legacy: bool
         for name, tensor in content.items():
             assert same_bits(checkpoint.tensor(name), tensor.contiguous())
         assert checkpoint.read("turned", 1, 4).tolist() == [3, 6, 1]
+
+
+def test_a_single_element_of_a_longer_storage_is_bytes_like_any_other(tmp_path: Path) -> None:
+    content = {"w": torch.arange(12.0).view(2, 6).t()[:1, :1].reshape(-1), "v": torch.ones(8)[::4]}
+    assert content["w"].stride() != (1,)
+    with open_checkpoint(write_pickle(tmp_path / "x.bin", content)) as checkpoint:
+        for name, tensor in content.items():
+            read = checkpoint.read(name)
+            assert read.view(torch.uint8).numel() == 4 * tensor.numel()
+            assert torch.equal(read, tensor)
+
+
+def test_a_turned_tensor_is_copied_once_and_not_for_every_block(tmp_path: Path) -> None:
+    content = {"w": torch.randn(30, 40).t(), "v": torch.randn(3, 4).t()}
+    with open_checkpoint(write_pickle(tmp_path / "x.bin", content)) as checkpoint:
+        parts = [checkpoint.read("w", k, k + 100) for k in range(0, 1200, 100)]
+        assert torch.equal(torch.cat(parts), content["w"].reshape(-1))
+        assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+        assert torch.equal(checkpoint.read("v"), content["v"].reshape(-1))
+        assert torch.equal(checkpoint.read("w"), content["w"].reshape(-1))
 
 
 def test_empty_tensors_are_not_tied_by_their_lack_of_memory(tmp_path: Path) -> None:
@@ -177,6 +199,76 @@ def test_a_tensor_in_two_files_is_refused_where_one_has_it_tied(tmp_path: Path) 
     write_index(tmp_path / "pytorch_model.bin.index.json", weight_map)
     with pytest.raises(FormatError):
         open_checkpoint(tmp_path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """An archive with its records changed."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    change(records)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    return path
+
+
+@pytest.mark.parametrize("size", [0, 8, 11, 13, 40])
+def test_a_record_of_another_size_than_its_tensor_is_refused(tmp_path: Path, size: int) -> None:
+    # Mapped, the tensor would run on into the next record.
+    path = write_pickle(tmp_path / "x.bin", {"w": torch.ones(3), "v": torch.zeros(3)})
+
+    def change(records: dict[str, bytes]) -> None:
+        records.update({n: bytes(size) for n in records if n.endswith("data/0")})
+
+    with pytest.raises(FormatError):
+        open_checkpoint(rewritten(path, change))
+
+
+def test_an_archive_rewritten_by_another_program_is_read(tmp_path: Path) -> None:
+    content = {"w": torch.arange(3.0), "v": torch.ones(2, 2).half(), "tied": torch.arange(3.0)}
+    content["tied"] = content["w"]
+    path = rewritten(write_pickle(tmp_path / "x.bin", content), lambda records: None)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.aliases == {"tied": "w"}
+        assert same_bits(checkpoint.tensor("w"), content["w"])
+        assert same_bits(checkpoint.tensor("v"), content["v"])
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "x.bin", {"w": torch.zeros(1000)})
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    with pytest.raises(FormatError):
+        open_checkpoint(path)
+
+
+def test_a_legacy_storage_of_more_elements_than_bytes_is_refused_before_it_is_made(
+    tmp_path: Path,
+) -> None:
+    path = write_pickle(tmp_path / "x.bin", {"w": torch.ones(70_000)}, legacy=True)
+    whole = path.read_bytes()
+    count = (70_000).to_bytes(4, "little")
+    assert b"J" + count in whole
+    path.write_bytes(whole.replace(b"J" + count, b"J" + (2**31 - 1).to_bytes(4, "little"), 1))
+    with pytest.raises(FormatError, match="truncated") as caught:
+        open_checkpoint(path)
+    assert "2147483647" in (caught.value.detail or "")
+
+
+def test_a_legacy_storage_whose_bytes_are_missing_is_refused(tmp_path: Path) -> None:
+    # Its loader would hand out whatever lies in memory.
+    path = write_pickle(tmp_path / "x.bin", {"w": torch.ones(3), "v": torch.zeros(3)}, legacy=True)
+    whole = path.read_bytes()
+    end = whole.rindex(b".", 0, whole.rindex(b"e.") + 2)
+    key = re.findall(rb"X(....)(\d{9,})", whole[:end], re.DOTALL)[0][1]
+    at = whole.index(key)
+    other = bytes([*key[:-1], ord("0") + (key[-1] - ord("0") + 1) % 10])
+    path.write_bytes(whole[:at] + other + whole[at + len(key) :])
+    with pytest.raises(FormatError):
+        open_checkpoint(path)
 
 
 @LEGACY
