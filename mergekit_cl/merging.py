@@ -100,6 +100,7 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
     if options.in_place:
         check_in_place(method.checkpoints[0])
         own = [method.checkpoints[0], *(carry.checkpoint for carry in method.carries if carry)]
+        own += [sidecar.checkpoint for sidecar in method.sidecars[:1] if sidecar]
         places = {one.here.resolve() for one in own if one.here is not None}
         apart = [one for one in apart if one.here is None or one.here.resolve() not in places]
     check_apart(options.target, apart)
@@ -171,7 +172,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         whole = WholeDigests(plan)
         streamed = _stream(method, plan, options, how, staging, progress, whole)
         results = whole.complete_all(plan, streamed)
-        stale = stale_sidecars(method, plan, results)
+        stale = frozenset() if options.allow_stale else stale_sidecars(method, plan, results)
         notes = (*plan.notes, *_stale_notes(method, stale))
         divergence = None
         if options.report:
