@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
@@ -92,6 +93,19 @@ class Selection:
         wanted = not self.include or any(fnmatchcase(name, glob) for glob in self.include)
         return wanted and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise OptionError for a pattern that matches no tensor: a typo would go unseen."""
+        for glob in (*self.include, *self.exclude):
+            if not any(fnmatchcase(name, glob) for name in checkpoint.tensors):
+                near = get_close_matches(glob, checkpoint.tensors, n=1, cutoff=0.3)
+                raise OptionError(
+                    "a pattern matches no tensor",
+                    detail=f"{glob!r}: {checkpoint.path} has {len(checkpoint.tensors)} tensors",
+                    hint=f"a name there is {near[0]}"
+                    if near
+                    else f"clmerge inspect {checkpoint.path}",
+                )
+
 
 class Ingredients(NamedTuple):
     """What a method needs for one tensor.
@@ -133,6 +147,7 @@ def plan_merge(
     all inputs have ("common"), or as many as the first has ("base"). Raises MismatchError listing
     every name or shape that differs; InputError for types that cannot be merged.
     """
+    selection.check(checkpoints[0])
     check_mergeable(checkpoints)  # first: quantised files also differ in names and types
     resized = find_resized(checkpoints)
     check_same_tensors(checkpoints, resized, vocab)

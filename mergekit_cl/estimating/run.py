@@ -64,6 +64,7 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
 
     started = time.perf_counter()
     with open_checkpoint(request.model) as checkpoint:
+        request.selection.check(checkpoint)
         target = sidecar_target(checkpoint, request.target)
         rows = read_rows(
             request.data,

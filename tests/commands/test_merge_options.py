@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.commands.checkpoints import CONFIG, SHAPES, checkpoint, weights
-from tests.commands.running import clmerge
+from tests.commands.running import clmerge, refused
 from tests.commands.toys import EMBED, LAYER0, LAYER1, NORM, A, B, C, check, merged, run
 from tests.commands.trees import snapshot
 
@@ -127,3 +127,12 @@ def test_without_a_report_there_are_no_verdict_and_no_divergence(place: Path) ->
     assert result.document["model"] is None
     assert not Path("merged/clmerge/divergence.json").exists()
     assert json.loads(Path("merged/clmerge/manifest.json").read_text())["verdict"] is None
+
+
+@pytest.mark.parametrize("option", ["--include", "--exclude", "--copy"])
+def test_a_pattern_that_matches_nothing_is_refused_and_names_the_nearest(
+    place: Path, option: str
+) -> None:
+    says = ("a pattern matches no tensor", "'model.nrom.weight'", "model.norm.weight")
+    line = ("linear-merge", "a", "b", option, "model.nrom.weight")
+    refused(*line, unchanged=place, says=says, code=2)
