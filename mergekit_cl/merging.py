@@ -80,7 +80,7 @@ class OutputOptions:
 class MergeOutcome:
     """What a merge did; `divergence` is None without a report or when nothing had to be done."""
 
-    target: Path
+    target: Path | str
     state: str  # "published", "refused" (lossy under --strict) or "up to date"
     manifest: Mapping[str, Any]
     divergence: Divergence | None
@@ -147,7 +147,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
 
     started = time.perf_counter()
     plan = make_plan(method, options)
-    recorded = _recorded_options(method, options)
+    recorded = recorded_options(method, options)
     single = is_single_file(options.target)
     staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
     identity = _identity(method, recorded, options)
@@ -324,7 +324,7 @@ def _common_dtype(plan: Plan) -> str | None:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
-def _recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
+def recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
     """Options that decide the bytes of the output and its companions."""
     return {
         **method.options,

@@ -22,26 +22,33 @@ def recorded_run(method: Method, options: Mapping[str, Any], target: Path) -> di
     retrained in the same place has the same names and sizes; last the output's files are looked at.
     """
     found = read_manifest(side_folder(target))
-    if found is None or found["command"] != method.command or found["options"] != dict(options):
-        return None
+    return found if found is not None and is_same_run(found, method, options, target) else None
+
+
+def is_same_run(
+    found: Mapping[str, Any], method: Method, options: Mapping[str, Any], target: str | Path
+) -> bool:
+    """Whether a manifest says that this very command made the output beside it."""
+    if found["command"] != method.command or found["options"] != dict(options):
+        return False
     sources = method.sources()
     if len(found["inputs"]) != len(sources):
-        return None
+        return False
     for (role, source), recorded in zip(sources, found["inputs"], strict=True):
         described = describe_input(source, role, None)
         if described["role"] != recorded["role"] or described["files"] != recorded["files"]:
-            return None
+            return False
     if not _is_intact(target, found):
-        return None
+        return False
     for (_, source), recorded in zip(sources, found["inputs"], strict=True):
         digests = checkpoint_digests(source)
         entries = [(t.name, t.dtype, t.shape, digests[t.name]) for t in source.tensors.values()]
         if weights_digest(entries) != recorded["weights_digest"]:
-            return None
-    return found
+            return False
+    return True
 
 
-def _is_intact(target: Path, manifest: Mapping[str, Any]) -> bool:
+def _is_intact(target: str | Path, manifest: Mapping[str, Any]) -> bool:
     """Whether the output's files have the recorded sizes and headers."""
     try:
         with open_checkpoint(target) as output:

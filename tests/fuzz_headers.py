@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,28 @@ def _as_the_library(content: bytes, found: Found) -> bool:
 def _as_torch(content: bytes, path: Path, found: Found) -> bool:
     if content[8:9] == b"{":
         return _as_the_library(content, found)
-    whole = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    theirs = find_state_dict(whole, path)
+    return any(_is_same(_loaded(source, path), found) for source in (io.BytesIO(content), path))
+
+
+def _loaded(source: Any, path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dict as torch loads it; both ways, because from a damaged archive that is not
+    mapped it may give what lay in memory before."""
+    mapped = source is path and zipfile.is_zipfile(path)
+    whole = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    return find_state_dict(whole, path)
+
+
+def _is_same(theirs: Mapping[str, torch.Tensor], found: Found) -> bool:
     # A damaged truth value is neither 0 nor 1, and copying it may make it one of them.
     return theirs.keys() == found.keys() and all(
-        same_bits(tensor, theirs[name].detach().clone()) or tensor.dtype == torch.bool
+        same_bits(tensor, _plain(theirs[name])) or tensor.dtype == torch.bool
         for name, tensor in found.items()
     )
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of the strides that a tensor of its shape has when it is new."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def run(count: int, seed: int, only: int | None = None) -> int:

@@ -117,6 +117,17 @@ class RemoteFolder:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             return list(pool.map(lambda file: self.fetch(file, 0, min(count, file.nbytes)), files))
 
+    def put(self, source: Path, name: str) -> None:
+        """Upload a file, in parts where it is large; raises what the filesystem raises."""
+        path = self._fs._strip_protocol(child(self.url, name))
+        self._fs.put_file(str(source), path)
+        if self._fs.info(path)["size"] != source.stat().st_size:
+            raise EOFError(f"{name} did not arrive whole")
+
+    def remove(self, name: str) -> None:
+        """Delete a file; raises what the filesystem raises."""
+        self._fs.rm_file(self._fs._strip_protocol(child(self.url, name)))
+
     def _range(self, file: RemoteFile, start: int, stop: int) -> bytes:
         if stop <= start:
             return b""

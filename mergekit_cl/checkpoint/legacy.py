@@ -14,10 +14,16 @@ from typing import Any, BinaryIO
 from mergekit_cl.errors import FormatError
 
 OBJECT, KEYS = 3, 4
+MAGIC = 0x1950A86A20F9469CFC6C
 _TEXT = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "BINSTRING", "UNICODE"})
 _NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"})
 _PUTS = frozenset({"BINPUT", "LONG_BINPUT"})
 _GETS = frozenset({"BINGET", "LONG_BINGET"})
+
+
+def is_legacy(stream: BinaryIO) -> bool:
+    """Whether the first pickle of a stream is torch's magic number, in whatever protocol."""
+    return any(operand == MAGIC for _, operand, _ in pickletools.genops(stream))
 
 
 def check_legacy(stream: BinaryIO, size: int, where: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_cl.checkpoint.legacy import check_legacy
+from mergekit_cl.checkpoint.legacy import check_legacy, is_legacy
 from mergekit_cl.errors import ClmergeError, FormatError
 
 if TYPE_CHECKING:
@@ -33,17 +33,16 @@ def load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with _Clamped(path) as stream:
             if not stream.peek(4).startswith(b"PK"):
+                if not is_legacy(stream):
+                    raise _more_than_weights(path, "a plain pickle, not written by torch.save")
+                stream.seek(0)
                 check_legacy(stream, stream.size, path)
                 stream.seek(0)
             return torch.load(stream, map_location="cpu", weights_only=True)
     except ClmergeError:
         raise
     except pickle.UnpicklingError as error:
-        raise FormatError(
-            "the file holds more than weights, and only weights are ever unpickled",
-            detail=f"{path}: {_first_line(error)}",
-            hint="save its state dict alone: torch.save(model.state_dict(), ...)",
-        ) from error
+        raise _more_than_weights(path, _first_line(error)) from error
     # A damaged pickle calls torch's constructors with anything: what they raise has no end.
     except Exception as error:
         raise damaged(path, _first_line(error)) from error
@@ -66,6 +65,14 @@ def check_records(path: Path, tensors: Iterable[torch.Tensor]) -> None:
         if all(records.get(place - base) == count for place, count in held):
             return
     raise damaged(path, "a tensor is longer or shorter than its record")
+
+
+def _more_than_weights(path: Path, what: str) -> FormatError:
+    return FormatError(
+        "the file holds more than weights, and only weights are ever unpickled",
+        detail=f"{path}: {what}",
+        hint="save its state dict alone: torch.save(model.state_dict(), ...)",
+    )
 
 
 def damaged(path: Path, what: str) -> FormatError:

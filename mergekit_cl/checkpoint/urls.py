@@ -17,7 +17,7 @@ def as_typed(path: str | Path) -> str:
     """The text of a PATH; gives a URL back the slash that `Path` takes from it."""
     text = str(path)
     if isinstance(path, Path) and _COLLAPSED.match(text) and not path.exists():
-        return _COLLAPSED.sub(r"\1://", text, count=1)
+        return _COLLAPSED.sub("file:///" if text.startswith("file:/") else r"\1://", text, count=1)
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -26,17 +27,32 @@ def at_least_two(
 
 def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, streams: Streams) -> int:
     """Run or only plan a merge; returns the exit code."""
+    from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path
     from mergekit_cl.merging import describe_plan, make_plan, run_merge
+    from mergekit_cl.remote_merge import describe_remote_plan, run_remote_merge
     from mergekit_cl.report.merge import merge_document, print_merge, print_plan
 
+    url = as_typed(options.target)
+    here = local_path(url)
+    if here is not None:
+        options = replace(options, target=here)
+    beyond = is_url(url) and here is None
     if dry_run:
-        plan = describe_plan(method, make_plan(method, options), options)
+        plan = (
+            describe_remote_plan(url, method, options)
+            if beyond
+            else describe_plan(method, make_plan(method, options), options)
+        )
         streams.document(plan)
         if not streams.json:
             print_plan(plan)
         return 0
     with streams.progress() as start:
-        outcome = run_merge(method, options, start)
+        outcome = (
+            run_remote_merge(url, method, options, start)
+            if beyond
+            else run_merge(method, options, start)
+        )
     for note in outcome.notes:
         streams.say(f"note: {note}")
     streams.document(merge_document(outcome))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
+from mergekit_cl.checkpoint.urls import as_typed, is_url, shown
 from mergekit_cl.errors import FormatError, OptionError, OutputError
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.output.staging import Staging
@@ -18,6 +19,12 @@ def sidecar_target(checkpoint: Checkpoint, given: Path | None) -> Path:
     """Where the sidecar goes; raises OutputError where the model's folder cannot be written."""
     if given is None and checkpoint.here is None:
         raise _unwritable(checkpoint, f"{checkpoint.side_place}/{NAMES[0]}")
+    if given is not None and is_url(as_typed(given)):
+        raise OptionError(
+            "a sidecar is written to this disk",
+            detail=f"-o {shown(as_typed(given))}",
+            hint="-o fisher.safetensors, then copy it there",
+        )
     target = given or checkpoint.side_folder / NAMES[0]
     if target.suffix != ".safetensors":
         raise OptionError(

@@ -11,9 +11,12 @@ import pytest
 from making import (
     CONFIG,
     by_fisher,
+    files_below,
     fisher_like,
+    linear,
     merge,
     model_tensors,
+    silent,
     weight_bytes,
     write_model,
     write_sharded,
@@ -21,8 +24,11 @@ from making import (
 )
 
 from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.errors import InputError
+from mergekit_cl.errors import InputError, OutputError
+from mergekit_cl.merging import OutputOptions
+from mergekit_cl.remote_merge import run_remote_merge
 
+boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 
@@ -42,8 +48,6 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """An empty bucket `models`, and the environment its owner would have."""
-    import boto3
-
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "someone",
@@ -127,3 +131,36 @@ def test_missing_credentials_are_said(bucket: Any, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="refused") as caught:
         open_checkpoint("s3://models/m")
     assert "AWS_PROFILE" in (caught.value.hint or "")
+
+
+def test_an_output_on_s3_is_whole_and_can_be_merged_again(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inputs = [write_model(tmp_path / f"m{k}", model_tensors(k), CONFIG) for k in range(2)]
+    merge(linear(inputs), tmp_path / "local", shard_size=2000)
+    options = OutputOptions(target=tmp_path / "unused", shard_size=2000)
+    made = run_remote_merge("s3://models/merged", linear(inputs), options, silent)
+    assert (str(made.target), made.state) == ("s3://models/merged", "published")
+    stored = {o.key.removeprefix("merged/"): o.get()["Body"].read() for o in bucket.objects.all()}
+    local = files_below(tmp_path / "local")
+    assert stored.keys() == local.keys()
+    del stored["clmerge/manifest.json"], local["clmerge/manifest.json"]
+    assert stored == local
+    assert not (tmp_path / "unused").exists()
+    again = run_remote_merge("s3://models/merged", linear(inputs), options, silent)
+    assert again.state == "up to date"
+    with open_checkpoint("s3://models/merged") as merged:
+        assert merged.nbytes == sum(t.nbytes for t in model_tensors(0).values())
+
+
+def test_a_bucket_that_is_not_there_is_neither_made_nor_merged_for(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("mergekit_cl.remote_merge.run_merge", lambda *_: pytest.fail("it merged"))
+    inputs = [write_model(tmp_path / f"m{k}", model_tensors(k)) for k in range(2)]
+    options = OutputOptions(target=tmp_path / "unused")
+    with pytest.raises(OutputError, match="cannot be uploaded"):
+        run_remote_merge("s3://typo/merged", linear(inputs), options, silent)
+    assert [found.name for found in boto3.resource("s3").buckets.all()] == ["models"]

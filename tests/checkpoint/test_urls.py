@@ -57,6 +57,7 @@ def test_a_path_gives_back_the_slash_it_swallowed(tmp_path: Path) -> None:
     assert as_typed(Path("s3://bucket/model")) == "s3://bucket/model"
     assert as_typed(Path("hf://org/name@main")) == "hf://org/name@main"
     assert as_typed("s3://bucket/model") == "s3://bucket/model"
+    assert as_typed(Path("file:///a/b")) == "file:///a/b"
     assert as_typed(Path("/a/b")) == "/a/b"
 
 
