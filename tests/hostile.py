@@ -22,12 +22,12 @@ SECONDS = 5.0
 MEMORY = 256 * 2**20  # of address space, for files of a few KiB
 CODE = tuple(
     {
-        os.path.realpath(place)
+        os.path.realpath(place) + os.sep
         for place in (
             sys.prefix,
             sys.base_prefix,
             *sysconfig.get_paths().values(),
-            *(str(Path(package).parent.parent) for package in mergekit_cl.__path__),
+            *(str(Path(package).parent) for package in mergekit_cl.__path__),
         )
     }
 )
