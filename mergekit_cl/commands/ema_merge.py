@@ -46,11 +46,13 @@ def command(
         raise click.UsageError("give either -o NEXT or --in-place")
     from mergekit_cl.carry import find_carry
     from mergekit_cl.checkpoint import open_checkpoint
+    from mergekit_cl.inplace import check_in_place
     from mergekit_cl.methods.ema import ema_method
     from mergekit_cl.sidecar import sidecars_for_report
 
     checkpoints = [open_checkpoint(path) for path in models]
     if in_place:
+        check_in_place(checkpoints[0])
         output["output"] = Path(models[0])
     method = ema_method(
         checkpoints,
