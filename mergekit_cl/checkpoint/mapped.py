@@ -26,7 +26,7 @@ class MappedFile:
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of a tensor, flat, in its stored dtype.
 
-        A view of the file where the offset is aligned for the dtype, else a copy.
+        A view of the file; its offset must be aligned for the dtype.
         """
         import torch
 
@@ -37,8 +37,6 @@ class MappedFile:
         size = itemsize(tensor.dtype)
         offset = tensor.offset + start * size
         mapped = self._mapping()
-        if offset % size:
-            return torch.frombuffer(bytearray(mapped[offset : offset + count * size]), dtype=dtype)
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:

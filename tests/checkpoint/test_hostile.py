@@ -32,7 +32,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     return Cases(tmp_path_factory.mktemp("hostile"))
 
 
-@settings(deadline=None, max_examples=1500, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=1000, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
 def test_any_damage_is_refused_or_read_right(
     cases: Cases, watch: Watch, draw: random.Random

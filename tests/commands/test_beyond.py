@@ -14,6 +14,7 @@ from servers import FileServer, serving
 
 from tests.commands.checkpoints import checkpoint, sidecar
 from tests.commands.running import clmerge, failure_lines, process
+from tests.tiny_models import TEXTS, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture
@@ -98,3 +99,20 @@ def test_a_bare_hub_name_downloads_nothing_and_tells_how_to_mean_it(
     result = clmerge("linear-merge", "org/name", "org/name")
     assert result.code == 1
     assert "try: hf://org/name" in result.err
+
+
+def test_a_fisher_of_a_model_beyond_the_disk_is_that_of_the_model(
+    far: FileServer, tmp_path: Path
+) -> None:
+    tiny_tokenizer(tmp_path / "www/llama")
+    tiny_llama(tmp_path / "www/llama", shard_size="8KB")
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    data = ("--data", tmp_path / "rows.jsonl", "--quiet")
+    url = f"{far.url}/llama"
+    assert clmerge("fisher", url, *data, "-o", "x.safetensors").code == 0
+    assert clmerge("fisher", tmp_path / "www/llama", *data, "-o", "y.safetensors").code == 0
+    assert Path("x.safetensors").read_bytes() == Path("y.safetensors").read_bytes()
+    merged = clmerge("fisher-merge", url, url, *["--fisher", "x.safetensors"] * 2, "--quiet")
+    assert merged.code == 0
+    assert Path("merged/tokenizer.json").is_file()
