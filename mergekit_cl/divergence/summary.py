@@ -43,38 +43,37 @@ class Divergence:
 
 
 def summarise(
-    sums: Mapping[str, Sequence[Sums]],
+    sums: Mapping[str, Sequence[Sums | None]],
     parents: Sequence[Parent],
     *,
     policy: Policy = DEFAULT,
     carried: bool = False,
 ) -> Divergence:
-    """Turn the sums of every merged tensor, one per parent, into metrics and a verdict.
+    """Turn the sums of every tensor, one per parent that has it, into metrics and a verdict.
 
     policy: what counts as lossy. carried: whether the residuals of rounding are kept.
     """
-    layers: dict[str, list[str]] = {}
-    for name in sums:
-        layers.setdefault(layer_of(name), []).append(name)
     model, layer_rows, tensor_rows = [], [], []
     for k, parent in enumerate(parents):
-        whole = _metrics(total([sums[name][k] for name in sums]), parent)
+        known = {name: one for name, per_parent in sums.items() if (one := per_parent[k]) is not None}
+        layers: dict[str, list[Sums]] = {}
+        for name, one in known.items():
+            layers.setdefault(layer_of(name), []).append(one)
+        whole = _metrics(total(list(known.values())), parent)
         model.append(ParentMetrics(parent.path, whole, _predicted_loss(whole, parent)))
         tensor_rows += [
-            TensorMetrics(name, parent.path, _metrics(sums[name][k], parent)) for name in sums
+            TensorMetrics(name, parent.path, _metrics(one, parent)) for name, one in known.items()
         ]
         layer_rows += [
-            TensorMetrics(
-                layer, parent.path, _metrics(total([sums[name][k] for name in names]), parent)
-            )
-            for layer, names in layers.items()
+            TensorMetrics(layer, parent.path, _metrics(total(parts), parent))
+            for layer, parts in layers.items()
         ]
     return Divergence(
         tuple(parents),
         tuple(model),
         tuple(layer_rows),
         tuple(tensor_rows),
-        judge(model, tensor_rows, policy=policy, carried=carried),
+        judge(model, tensor_rows, layer_rows, policy=policy, carried=carried),
     )
 
 

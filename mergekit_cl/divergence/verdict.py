@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from mergekit_cl.decide.policy import DEFAULT, LOSSY_BELOW, Policy, is_broken
+from mergekit_cl.decide.policy import DEFAULT, LOSSY_BELOW, Policy, Thresholds, is_broken
 
 ADVICE = {
     "survival": (
@@ -14,28 +15,60 @@ ADVICE = {
     ),
     "rounding_error": ("write float32: --dtype float32",),
     "predicted_loss": ("give that model more weight: --weights",),
+    "missing": ("merge those tensors too, or leave them out here: --exclude",),
 }
 OTHER_ADVICE = ("give that model more weight: --weights",)
 ROUNDING = ("survival", "rounding_error")
-TENSORS_TOLD = 5
+TOLD = 5
+"""Layers, and tensors, that reasons name before the rest are counted."""
+
+Level = Literal["model", "layer", "tensor"]
 
 
 @dataclass(frozen=True)
 class ParentMetrics:
-    """Model-level metrics against one parent; `predicted_loss` in nats per token if calibrated."""
+    """Model-level metrics against one parent.
+
+    predicted_loss: nats per token, if calibrated. loss_rise: measured nats per token on rows, above
+    the parent's. missing: tensors that the parent has and the merge lacks, where names can differ.
+    """
 
     parent: str
     metrics: dict[str, float | None]
     predicted_loss: float | None
+    loss_rise: float | None = None
+    missing: int | None = None
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Everything a policy may hold the model to."""
+        return {
+            **self.metrics,
+            "predicted_loss": self.predicted_loss,
+            "loss_rise": self.loss_rise,
+            "missing": self.missing,
+        }
 
 
 @dataclass(frozen=True)
 class TensorMetrics:
-    """Metrics of one tensor against one parent."""
+    """Metrics of one tensor, or one layer, against one parent."""
 
     name: str
     parent: str
     metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One threshold that is broken; `name` is empty for the whole model."""
+
+    level: Level
+    name: str
+    parent: str
+    metric: str
+    value: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -50,39 +83,82 @@ class Verdict:
 def judge(
     parents: Sequence[ParentMetrics],
     tensors: Iterable[TensorMetrics] = (),
+    layers: Iterable[TensorMetrics] = (),
     *,
     policy: Policy = DEFAULT,
     carried: bool = False,
 ) -> Verdict:
-    """Hold model and tensors to a policy.
+    """Hold model, layers and tensors to a policy.
 
     carried: what rounding took is kept for the next merge, so it is not lost.
     """
+    return conclude(broken(parents, tensors, layers, policy=policy, carried=carried))
+
+
+def broken(
+    parents: Sequence[ParentMetrics],
+    tensors: Iterable[TensorMetrics] = (),
+    layers: Iterable[TensorMetrics] = (),
+    *,
+    policy: Policy = DEFAULT,
+    carried: bool = False,
+) -> tuple[Finding, ...]:
+    """Every threshold of a policy that is broken: of the model, of layers, of tensors."""
+
+    def of(
+        level: Level, name: str, parent: str, values: dict[str, float | None], limits: Thresholds
+    ) -> Iterable[Finding]:
+        for metric, limit in limits.items():
+            value = values.get(metric)
+            excused = carried and metric in ROUNDING
+            if value is not None and is_broken(metric, value, limit) and not excused:
+                yield Finding(level, name, parent, metric, value, limit)
+
+    return (
+        *(f for p in parents for f in of("model", "", p.parent, p.values, policy.model)),
+        *(
+            f
+            for row in layers
+            for f in of("layer", row.name, row.parent, row.metrics, policy.for_layer(row.name))
+        ),
+        *(
+            f
+            for row in tensors
+            for f in of("tensor", row.name, row.parent, row.metrics, policy.for_tensor(row.name))
+        ),
+    )
+
+
+def conclude(findings: Sequence[Finding]) -> Verdict:
+    """The verdict on a merge that breaks these thresholds, in words."""
     reasons: list[str] = []
     advice: list[str] = []
-    for parent in parents:
-        values = {**parent.metrics, "predicted_loss": parent.predicted_loss}
-        for metric, threshold in policy.model.items():
-            if is_broken(metric, values[metric], threshold) and not (
-                carried and metric in ROUNDING
-            ):
-                reasons.append(_reason(metric, values[metric] or 0.0, threshold, parent.parent))
-                advice += ADVICE.get(metric, OTHER_ADVICE)
-    broken = [
-        f"{tensor.name}: {_reason(metric, tensor.metrics[metric] or 0.0, limit, tensor.parent)}"
-        for tensor in tensors
-        for metric, limit in policy.for_tensor(tensor.name).items()
-        if is_broken(metric, tensor.metrics[metric], limit) and not (carried and metric in ROUNDING)
-    ]
-    reasons += broken[:TENSORS_TOLD]
-    if len(broken) > TENSORS_TOLD:
-        reasons.append(f"and {len(broken) - TENSORS_TOLD} more tensors break their thresholds")
-    if broken:
-        advice += OTHER_ADVICE
+    for level in ("model", "layer", "tensor"):
+        those = [finding for finding in findings if finding.level == level]
+        told = those if level == "model" else those[:TOLD]
+        reasons += [reason(finding) for finding in told]
+        if len(those) > len(told):
+            reasons.append(f"and {len(those) - len(told)} more {level}s break their thresholds")
+        for finding in those:
+            advice += ADVICE.get(finding.metric, OTHER_ADVICE)
     return Verdict(bool(reasons), tuple(reasons), tuple(dict.fromkeys(advice)))
 
 
-def _reason(metric: str, value: float, threshold: float, parent: str) -> str:
+def reason(finding: Finding) -> str:
+    """One finding in words."""
+    said = _said(finding)
+    if finding.level == "model":
+        return said
+    return f"{'layer ' if finding.level == 'layer' else ''}{finding.name}: {said}"
+
+
+def _said(finding: Finding) -> str:
+    metric, value, threshold, parent = (
+        finding.metric,
+        finding.value,
+        finding.threshold,
+        finding.parent,
+    )
     if metric == "survival":
         return (
             f"rounding kept {value:.0%} of the update from {parent} "
@@ -90,5 +166,9 @@ def _reason(metric: str, value: float, threshold: float, parent: str) -> str:
         )
     if metric == "predicted_loss":
         return f"predicted loss on {parent}'s data {value:.3f} nats per token (above {threshold:g})"
+    if metric == "loss_rise":
+        return f"measured loss {value:.3f} nats per token above {parent}'s (above {threshold:g})"
+    if metric == "missing":
+        return f"{value:.0f} tensors of {parent} are missing (above {threshold:g})"
     side = "below" if metric in LOSSY_BELOW else "above"
     return f"{metric} {value:.3g} from {parent} ({side} {threshold:g})"

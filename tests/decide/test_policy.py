@@ -67,7 +67,33 @@ def test_carried_residuals_excuse_rounding_and_nothing_else() -> None:
 
 
 def test_the_default_is_what_the_contract_says() -> None:
-    assert DEFAULT.to_json() == {"model": {"survival": 0.5, "predicted_loss": 0.02}, "tensors": {}}
+    assert DEFAULT.to_json() == {
+        "model": {"survival": 0.5, "predicted_loss": 0.02, "loss_rise": 0.02, "missing": 0.0},
+        "layers": {},
+        "tensors": {},
+        "baseline": {"tolerance": 0.05},
+    }
+
+
+def test_layers_have_patterns_of_their_own() -> None:
+    policy = parse_policy({"layers": {"*.0": {"survival": 0.9}}}, "p.toml")
+    rows = [tensor("model.layers.0", survival=0.8), tensor("model.layers.1", survival=0.8)]
+    (reason,) = judge([], (), rows, policy=policy).reasons
+    assert reason.startswith("layer model.layers.0: rounding kept 80% of the update")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"loss_rise": 0.03}, "measured loss 0.030 nats per token above A's"),
+        ({"missing": 2}, "2 tensors of A are missing"),
+    ],
+)
+def test_a_measured_rise_and_missing_tensors_are_lossy(more: dict[str, Any], says: str) -> None:
+    verdict = judge([ParentMetrics("A", UNDEFINED, None, **more)])
+    assert says in verdict.reasons[0]
+    assert verdict.advice
+    assert not judge([ParentMetrics("A", UNDEFINED, None, loss_rise=0.02, missing=0)]).lossy
 
 
 @pytest.mark.parametrize(
@@ -76,6 +102,12 @@ def test_the_default_is_what_the_contract_says() -> None:
         ({"modle": {}}, "modle", "model"),
         ({"model": {"survivl": 0.5}}, "survivl", "survival"),
         ({"tensors": {"*": {"predicted_loss": 1}}}, "predicted_loss", "predicted_kl"),
+        ({"layers": {"*": {"missing": 1}}}, "missing", None),
+        ({"layer": {}}, "layer", "layers"),
+        ({"baseline": {"tolerence": 1}}, "tolerence", "tolerance"),
+        ({"baseline": {"tolerance": -1}}, "tolerance = -1", None),
+        ({"baseline": {"tolerance": "1"}}, "tolerance = '1'", None),
+        ({"baseline": 3}, "p.toml", None),
         ({"model": {"survival": "half"}}, "survival = 'half'", None),
         ({"model": {"survival": True}}, "survival = True", None),
         ({"model": {"survival": float("nan")}}, "survival = nan", None),
