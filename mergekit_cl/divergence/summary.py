@@ -55,7 +55,9 @@ def summarise(
     """
     model, layer_rows, tensor_rows = [], [], []
     for k, parent in enumerate(parents):
-        known = {name: one for name, per_parent in sums.items() if (one := per_parent[k]) is not None}
+        known = {
+            name: one for name, per_parent in sums.items() if (one := per_parent[k]) is not None
+        }
         layers: dict[str, list[Sums]] = {}
         for name, one in known.items():
             layers.setdefault(layer_of(name), []).append(one)
