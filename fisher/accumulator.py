@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class Accumulator:
         self._counted = counted(model, include=include, frozen=frozen)
         if not self._counted.parameters:
             raise EstimatorError("no parameter is left to estimate")
+        self._sharded = any(hasattr(p, "to_local") for p in model.parameters())  # DTensors
         self._sums = Sums({name: group[0] for name, group in self._counted.parameters.items()})
         self._examined = False
         self._nll = 0.0
@@ -92,7 +94,13 @@ class Accumulator:
         if labels is not None and (self._estimator != "mc" or len(labels) != self._draws):
             raise EstimatorError(f"labels replace the draws of mc: {self._draws} of them")
         batch = batch.to(next(iter(self._counted.parameters.values()))[0].device)
-        with quiet(self._model, [p for group in self._counted.parameters.values() for p in group]):
+        with ExitStack() as stack:
+            parameters = [p for group in self._counted.parameters.values() for p in group]
+            stack.enter_context(quiet(self._model, parameters))
+            if self._sharded:
+                from fisher.sharded import following
+
+                stack.enter_context(following(self._model, self._counted))
             if not self._examined:
                 pair = pair_of(batch)
                 self.single_because = why_single(self._model, self._outputs, pair, self._counted)
@@ -103,6 +111,11 @@ class Accumulator:
                 except NeedsSingle as reason:
                     self.single_because = str(reason)
             if self.single_because is not None:
+                if self._sharded:
+                    raise EstimatorError(
+                        f"rows of a sharded model cannot be taken one at a time: "
+                        f"{self.single_because}"
+                    )
                 for index in range(len(batch)):
                     fixed = labels and [line[index : index + 1] for line in labels]
                     self._add_single(batch.row(index), fixed)
@@ -138,7 +151,7 @@ class Accumulator:
         tensors = {f"square.{name}": total for name, total in self._sums.square.items()}
         tensors |= {"trace": self._sums.trace, "trace_square": self._sums.trace_square}
         return tensors, {
-            **self._settings(),
+            **self.settings(),
             "examples": self.examples,
             "tokens": self.tokens,
             "nll": self._nll,
@@ -149,7 +162,7 @@ class Accumulator:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Continue where `state` was taken, to the same bits as without the interruption."""
-        for key, value in self._settings().items():
+        for key, value in self.settings().items():
             if numbers.get(key) != value:
                 raise StateError(f"the saved state has {key} {numbers.get(key)!r}, not {value!r}")
         own, _ = self.state()
@@ -157,12 +170,19 @@ class Accumulator:
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise StateError(f"the saved state has no {name} of shape {tuple(tensor.shape)}")
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            if tensors[name] is not tensor:
+                tensor.copy_(tensors[name])
         self.examples, self.tokens = numbers["examples"], numbers["tokens"]
         self._nll, self._known = numbers["nll"], numbers["known"]
         self._examined, self.single_because = numbers["examined"], numbers["single_because"]
 
-    def _settings(self) -> dict[str, Any]:
+    def map_squares(self, change: Callable[[Tensor, nn.Parameter], Tensor]) -> None:
+        """Replace each parameter's sum of squares by `change(sum, parameter)`."""
+        for name, total in self._sums.square.items():
+            self._sums.square[name] = change(total, self._counted.parameters[name][0])
+
+    def settings(self) -> dict[str, Any]:
+        """What of `state` is the same however many rows were added."""
         return {"estimator": self._estimator, "draws": self._draws, "seed": self._seed}
 
     def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -191,7 +211,7 @@ class Accumulator:
         )
 
     def _add_together(self, batch: Batch, labels: Sequence[Tensor] | None) -> None:
-        uses = Uses(self._counted.names(), batch, self._sums, OPERATIONS)
+        uses = Uses(self._counted.names, batch, self._sums, OPERATIONS)
         with uses:
             root = self._outputs(self._model, batch)
         uses.forward_ended()

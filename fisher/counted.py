@@ -21,16 +21,14 @@ class Counted:
 
     parameters: canonical name -> the parameter objects behind it, nearly always one.
     tied: other name -> canonical name. missing: name -> `buffer`, `frozen`, `excluded` or
-    `unsupported` (no gradient exists for its dtype).
+    `unsupported` (no gradient exists for its dtype). names: id of a parameter object -> canonical
+    name; `sharded.following` adds objects that stand in for a parameter for a while.
     """
 
     parameters: dict[str, tuple[nn.Parameter, ...]]
     tied: dict[str, str]
     missing: dict[str, str]
-
-    def names(self) -> dict[int, str]:
-        """id of a parameter object -> canonical name."""
-        return {id(p): name for name, group in self.parameters.items() for p in group}
+    names: dict[int, str]
 
 
 def counted(
@@ -66,11 +64,13 @@ def counted(
             missing[names[0]] = "excluded"
         else:
             parameters[names[0]] = tuple({id(p): p for _, p in group}.values())
-    return Counted(parameters, tied, missing)
+    ids = {id(p): name for name, group in parameters.items() for p in group}
+    return Counted(parameters, tied, missing, ids)
 
 
 def _memory(tensor: Tensor) -> object:
     """Equal for two tensors that are the same numbers in the same place."""
+    tensor = getattr(tensor, "to_local", lambda: tensor)()  # of a DTensor, the part that is here
     if tensor.is_meta or tensor.numel() == 0:
         return id(tensor)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())

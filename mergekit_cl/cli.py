@@ -8,13 +8,14 @@ import signal
 import sys
 from importlib import import_module
 from traceback import print_exception
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from mergekit_cl.commands.streams import Streams
-from mergekit_cl.errors import ClmergeError, Interrupted
+from mergekit_cl.errors import ClmergeError
+from mergekit_cl.interrupts import interrupting
+from mergekit_cl.launched import launched
 from mergekit_cl.report.text import shown
 
 COMMANDS = {
@@ -78,11 +79,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of docs/commands.md."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     rest, flags = split_flags(given)
-    streams = Streams(json="json" in flags, quiet="quiet" in flags)
+    place = launched()
+    streams = Streams(json="json" in flags, quiet="quiet" in flags, silent=place.rank > 0)
     if streams.json or streams.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    interrupt = interrupting(hint="give the same command again")
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         code = cli.main(rest, prog_name="clmerge", standalone_mode=False, obj=streams) or 0
         sys.stdout.flush()
@@ -117,6 +120,8 @@ def _tell(error: Exception, streams: Streams, words: list[str]) -> int:
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "the same command with --debug shows where; please report it"
+    if streams.silent:
+        return exit_code
     if streams.json:
         told = {"code": code, "message": message, "detail": detail, "hint": hint}
         print(json.dumps({"error": told}))  # noqa: T201
@@ -152,7 +157,3 @@ def _nearest(name: str) -> str:
 
     near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
     return f" Did you mean clmerge {near[0]}?" if near else ""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number, hint="give the same command again")

@@ -80,4 +80,5 @@ class Interrupted(ClmergeError):
 
     def __init__(self, signal_number: int, *, hint: str | None = None) -> None:
         super().__init__("interrupted", hint=hint)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number

@@ -65,7 +65,7 @@ def why_single(
 
     A model that fails on the two rows is no failure yet: it may well take them singly.
     """
-    uses = Uses(counted.names(), pair, Apart(), OPERATIONS)
+    uses = Uses(counted.names, pair, Apart(), OPERATIONS)
     try:
         with uses:
             root = outputs(model, pair)

@@ -81,11 +81,13 @@ def command(
     if dry_run:
         plan = plan_document(request)
         streams.document(plan)
-        if not streams.json:
+        if not streams.json and not streams.silent:
             print_plan(plan)
         return 0
     with streams.progress() as start:
         outcome = run_fisher(request, start, streams.say)
+    if streams.silent:
+        return 0
     for note in outcome.notes:
         streams.say(f"note: {note}")
     streams.document(fisher_document(outcome))

@@ -15,11 +15,13 @@ class Streams:
     """Results on stdout, everything for people on stderr.
 
     json: one JSON document on stdout and nothing else. quiet: no progress and no summary.
+    silent: nothing at all, since another process of the same run speaks.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.json = json
-        self.quiet = quiet
+    def __init__(self, *, json: bool = False, quiet: bool = False, silent: bool = False) -> None:
+        self.silent = silent
+        self.json = json and not silent
+        self.quiet = quiet or silent
 
     def document(self, content: Mapping[str, Any]) -> None:
         """Print the JSON document, if one is wanted."""
@@ -33,7 +35,8 @@ class Streams:
 
     def warn(self, text: str) -> None:
         """Tell people something they must not miss."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        if not self.silent:
+            print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def progress(self) -> Iterator[Start]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
@@ -13,6 +13,7 @@ from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.device import choose_device
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import ClmergeError, DataError, Interrupted, OptionError, OutputError
+from mergekit_cl.estimating.company import Company, company, device_here
 from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.place import (
     check_memory,
@@ -24,10 +25,9 @@ from mergekit_cl.estimating.place import (
 )
 from mergekit_cl.estimating.publish import describe_estimate, publish_estimate
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
-from mergekit_cl.estimating.state import load_state, save_state
+from mergekit_cl.estimating.state import Kept, absorb_states, kept_in, load_state, save_state
 from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
-from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_room
 from mergekit_cl.report.progress import Start
 
@@ -59,34 +59,51 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
     progress: (title, total, unit) -> advance. tell: for what people should know on the way.
     Raises InputError, DataError or OptionError before anything is computed where that is possible.
     """
-    from mergekit_cl.training.choose import choose
-    from mergekit_cl.training.data import read_rows
+    with company(request.device) as among:
+        if among.leads:
+            return _lead(request, among, progress, tell)
+        return _follow(request, among, progress)
 
+
+def _follow(request: FisherRequest, among: Company, progress: Start) -> FisherOutcome:
+    """The part of a process that only adds up its share of the rows."""
+    with open_checkpoint(request.model) as checkpoint:
+        request.selection.check(checkpoint)
+        choice = _choose(request)
+        if (state := among.exchange()[0]) is None:
+            ready = _prepare(request, checkpoint, choice)
+            among.exchange()
+            kept = Kept.told(among.exchange()[0])
+            _accumulate(request, checkpoint, ready, kept, among, progress, lambda _: None)
+            state = "published"
+        return FisherOutcome(request.target or checkpoint.side_folder, state, {}, (), 0.0, 0)
+
+
+def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -> FisherOutcome:
     started = time.perf_counter()
     with open_checkpoint(request.model) as checkpoint:
         request.selection.check(checkpoint)
         target = sidecar_target(checkpoint, request.target)
-        rows = read_rows(
-            request.data,
-            text_field=request.text_field,
-            label_field=request.label_field,
-            passage=CHARACTERS_PER_TOKEN * request.max_length,
-        )
-        choice = choose(rows, request.samples, request.seed)
+        choice = _choose(request)
         digests = checkpoint_digests(checkpoint)
         described = describe_run(request, checkpoint, choice, digests)
         existing = existing_sidecar(target)
         if existing is not None and is_same(existing, described):
+            among.exchange("up to date")
             return FisherOutcome(
                 target, "up to date", existing.metadata, (), 0.0, existing.checkpoint.nbytes
             )
         check_replaceable(target, existing, checkpoint, described["weights_digest"], request)
+        among.exchange()
         ready = _prepare(request, checkpoint, choice)
         built, encoded = ready.built, ready.encoded
         check_room(target, checkpoint.nbytes)
+        among.exchange()
         staging = open_staging(target, {**described, "batch_size": ready.batch_size}, request)
         try:
-            accumulator = _accumulate(request, checkpoint, ready, staging, progress, tell)
+            kept = kept_in(staging.place)
+            among.exchange(kept.to_tell())
+            accumulator = _accumulate(request, checkpoint, ready, kept, among, progress, tell)
             estimate = accumulator.result()
             metadata = describe_estimate(request, checkpoint, built, encoded, estimate, described)
             written = publish_estimate(
@@ -102,7 +119,9 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
         except Interrupted as error:
             error.hint = f"the same command continues; what is done is kept in {staging.place}"
             raise
-        except ClmergeError:
+        except ClmergeError as error:
+            if type(error) is ClmergeError:  # a process died: that says nothing against the rows
+                raise
             staging.discard()
             with suppress(OSError):
                 target.parent.rmdir()  # only if it is empty: nothing is left of a bad run
@@ -126,6 +145,19 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
         )
 
 
+def _choose(request: FisherRequest) -> Choice:
+    from mergekit_cl.training.choose import choose
+    from mergekit_cl.training.data import read_rows
+
+    rows = read_rows(
+        request.data,
+        text_field=request.text_field,
+        label_field=request.label_field,
+        passage=CHARACTERS_PER_TOKEN * request.max_length,
+    )
+    return choose(rows, request.samples, request.seed)
+
+
 def default_estimator(kind: str, config: dict[str, Any] | None) -> str:
     """`exact` for classifiers of at most 64 classes, else `mc`."""
     from mergekit_cl.training.labels import class_names
@@ -144,8 +176,8 @@ def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> 
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    device = choose_device(request.device)
-    if request.device == "auto" and torch.cuda.is_available():
+    device = choose_device(device_here(request.device))
+    if device_here(request.device) == "auto" and torch.cuda.is_available():
         device = torch.device("cuda")
     check_memory(request, checkpoint)
     tokenizer = load_tokenizer(checkpoint.root)
@@ -172,7 +204,8 @@ def _accumulate(
     request: FisherRequest,
     checkpoint: Checkpoint,
     ready: _Ready,
-    staging: Staging,
+    kept: Kept,
+    among: Company,
     progress: Start,
     tell: Tell,
 ) -> Accumulator:
@@ -186,7 +219,9 @@ def _accumulate(
     def counts(parameter: str) -> bool:
         return any(name in request.selection for name in built.files_of(parameter))
 
-    saved = staging.place / "state.safetensors"
+    rank, world = among.place.rank, among.place.world
+    saved = kept.file(rank)
+    kept.check_seen(rank)
     try:
         accumulator = Accumulator(
             built.model,
@@ -195,24 +230,37 @@ def _accumulate(
             seed=request.seed,
             include=counts,
         )
-        done = load_state(saved, accumulator)
-        advance = progress("fisher", len(encoded.rows), "rows")
-        advance(accumulator.examples)
+        held = load_state(saved, accumulator) if rank in kept.ranks else []
+        left = among.share([row for row in encoded.rows if row.id not in kept.rows])
+        total = len(left)
+        advance = progress("fisher", len(held) + total, "rows")
+        advance(len(held))
         began = told = time.perf_counter()
-        for number, batch in enumerate(encoded.batches(ready.batch_size, start=done), done + 1):
+        batches = replace(encoded, rows=left).batches(ready.batch_size)
+        for number, batch in enumerate(batches):
             with deferred_interrupts() as caught:
                 accumulator.add(batch)
+                held += batch.row_ids
+                total -= len(batch)
                 advance(len(batch))
                 now = time.perf_counter()
-                if number == done + 1 and accumulator.examples < len(encoded.rows):
-                    left = len(encoded.rows) - accumulator.examples
-                    expected = duration((now - began) / len(batch) * left)
-                    tell(f"about {expected} left for {left} rows, judged by the first batch")
-                if caught() or now - told > SECONDS_BETWEEN_SAVES:
-                    save_state(saved, accumulator, number)
+                if number == 0 and total:
+                    expected = duration((now - began) / len(batch) * total)
+                    tell(f"about {expected} left for {total} rows, judged by the first batch")
+                stop = caught() or among.interrupted()
+                if stop or now - told > SECONDS_BETWEEN_SAVES:
+                    save_state(saved, accumulator, held)
                     told = time.perf_counter()
-                if (number_caught := caught()) is not None:
-                    raise Interrupted(number_caught)
+                if stop:
+                    raise Interrupted(stop)
+        try:
+            among.exchange()
+        except Interrupted:
+            save_state(saved, accumulator, held)
+            raise
+        if among.leads:
+            absorb_states([kept.file(other) for other in kept.ranks if other >= world], accumulator)
+        among.add_up(accumulator)
     except EstimatorError as error:
         raise OptionError(
             str(error), detail=str(request.model), hint="clmerge fisher --help"
