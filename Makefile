@@ -56,10 +56,11 @@ test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 test: lint
 	$(say) "pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not long"
 
 # The suite runs the examples with hardly any steps; here they run in full, a quarter of an hour.
 test-long: test demo examples
+	@$(BIN)/python -m pytest -m long
 
 clean:
 	$(say) "removing $(VENV), demo and what checks leave behind; downloads stay in ~/.cache/clmerge"
