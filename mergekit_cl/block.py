@@ -103,7 +103,7 @@ class BlockWorker:
         scratch = [self._buffer(f"merge{k}", compute, count) for k in range(merge.SCRATCH_BUFFERS)]
         exact, fallback = step.kernel(self._with_residuals(step, wide), scratch)
         if self.allow_nonfinite:
-            exact = _keep_agreement(exact, [wide[k] for k in step.parents])
+            exact = keep_agreement(exact, [wide[k] for k in step.parents])
         else:
             for operand, tensor in zip(step.operands, wide, strict=True):
                 if bad := count_nonfinite(tensor):
@@ -112,7 +112,7 @@ class BlockWorker:
         out = self._buffer("out", torch_dtype(step.dtype), count)
         round_into(out, exact)
         if not self.allow_nonfinite and count_nonfinite(out):
-            raise _overflow(step)
+            raise overflow(step)
         if not self.report:
             return out, exact, []
         parents = [wide[k] for k in step.parents]
@@ -122,7 +122,8 @@ class BlockWorker:
             self._buffer(f"sums{k}", torch.float64, count)
             for k in range(divergence.SCRATCH_BUFFERS)
         ]
-        return out, exact, block_sums(out, exact, parents, fishers, changed, fallback, buffers)
+        decided = None if fallback is None else int(fallback)
+        return out, exact, block_sums(out, exact, parents, fishers, changed, decided, buffers)
 
     def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
@@ -150,7 +151,7 @@ class BlockWorker:
         out = torch.empty(first.numel(), dtype=dtype)
         round_into(out, first)
         if not self.allow_nonfinite and count_nonfinite(out):
-            raise _overflow(step)
+            raise overflow(step)
         return out
 
     def _with_residuals(self, step: Step, wide: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -253,7 +254,7 @@ def _changed(out: torch.Tensor, stored: torch.Tensor, wide: torch.Tensor) -> int
     return int(torch.ne(out, wide).count_nonzero())
 
 
-def _keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+def keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """An infinity in which all inputs agree is kept: differences of it are NaN."""
     import torch
 
@@ -263,7 +264,8 @@ def _keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torc
     return torch.where(agree, inputs[0], exact)
 
 
-def _overflow(step: Step) -> NonFiniteError:
+def overflow(step: Step) -> NonFiniteError:
+    """The error for finite inputs of which the result is not."""
     return NonFiniteError(
         "the merge overflows",
         detail=f"{step.name}: finite inputs, but too large for {long_name(step.dtype)}",

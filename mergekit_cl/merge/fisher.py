@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mergekit_cl.merge.kernel import Merged
+from mergekit_cl.merge.kernel import Merged, can_be_asked
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +61,16 @@ def fisher_weighted(
     for k in taking_part[1:]:
         other.add_(fishers[k])
     undecided = other == 0
-    fallbacks = int(undecided.count_nonzero())
+    fallbacks: int | torch.Tensor = undecided.count_nonzero()
+    perhaps = True
+    if can_be_asked(undecided):
+        fallbacks = int(fallbacks)
+        perhaps = fallbacks > 0
 
     def weigh(k: int, into: torch.Tensor) -> None:
         torch.clamp(fishers[k], min=scales[k].floor, out=into)
         into.mul_(scales[k].factor)
-        if fallbacks:
+        if perhaps:
             into.masked_fill_(undecided, scales[k].weight)
 
     # Without a floor, none of the first inputs may have measured an entry.
@@ -94,6 +98,6 @@ def fisher_weighted(
         other.mul_(gain)
         mean.sub_(other)
         total, grown = grown, total
-    if fallbacks and fallback != "linear":
+    if perhaps and fallback != "linear":
         torch.where(undecided, operands[-1 if fallback == "base" else 0], mean, out=mean)
     return Merged(mean, fallbacks)

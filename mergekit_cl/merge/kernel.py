@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 class Merged(NamedTuple):
     """One block's result before it is rounded.
 
-    fallback: how many entries a fallback decided, None where the formula has none.
+    fallback: how many entries a fallback decided, None where the formula has none; of operands on
+    a GPU a tensor of one number that is still being computed.
     """
 
     exact: torch.Tensor
-    fallback: int | None = None
+    fallback: int | torch.Tensor | None = None
 
 
 Kernel = Callable[[Sequence["torch.Tensor"], Sequence["torch.Tensor"]], Merged]
@@ -24,3 +25,8 @@ Kernel = Callable[[Sequence["torch.Tensor"], Sequence["torch.Tensor"]], Merged]
 
 SCRATCH_BUFFERS = 5
 """Buffers a kernel may use."""
+
+
+def can_be_asked(tensor: torch.Tensor) -> bool:
+    """Whether reading one value costs nothing: a GPU would have to finish all its work first."""
+    return tensor.device.type == "cpu"

@@ -1,0 +1,43 @@
+"""One card for all workers: its streams, the scratch they take turns with, its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergekit_cl.ring.backend import Backend
+from mergekit_cl.ring.budget import SLOTS, RingSize
+from mergekit_cl.ring.slots import Slot, Streams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Card:
+    """A backend with a ring's sizes.
+
+    scratch: bytes on the card for one chunk. Chunks of all workers use it in turn, because their
+    merges go through one stream.
+    """
+
+    def __init__(self, backend: Backend, size: RingSize) -> None:
+        self.size = size
+        self.scratch = backend.memory(size.scratch)
+        self._backend = backend
+        self._streams = Streams(
+            backend.stream("into"), backend.stream("compute"), backend.stream("out")
+        )
+
+    def slots(self) -> list[Slot]:
+        """A worker's slots, allocated once."""
+        return [Slot(self._backend, self._streams, self.size.slot) for _ in range(SLOTS)]
+
+    def close(self) -> None:
+        """Wait for what is still queued: it refers to the slots."""
+        self._backend.close()
+
+
+def open_card(device: torch.device, size: RingSize) -> Card:
+    """The GPU of that name."""
+    from mergekit_cl.ring.cuda import CudaBackend
+
+    return Card(CudaBackend(device), size)
