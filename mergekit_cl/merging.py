@@ -12,9 +12,9 @@ from typing import Any
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions, cut_vocabulary
+from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.config import compare_configs
 from mergekit_cl.decide.policy import DEFAULT, Policy
-from mergekit_cl.device import choose_device
 from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_carries, stale_sidecars
@@ -35,13 +35,7 @@ from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Plan, Selection, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
 from mergekit_cl.report.progress import Start
-from mergekit_cl.stream import (
-    StreamOptions,
-    TensorResult,
-    buffer_bytes,
-    default_workers,
-    run_stream,
-)
+from mergekit_cl.stream import StreamOptions, TensorResult, run_stream
 from mergekit_cl.uptodate import recorded_run
 from mergekit_cl.vocabulary import Vocab
 
@@ -78,7 +72,10 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class MergeOutcome:
-    """What a merge did; `divergence` is None without a report or when nothing had to be done."""
+    """What a merge did; `divergence` is None without a report or when nothing had to be done.
+
+    device: what computed it, and why that; None when nothing had to be done.
+    """
 
     target: Path | str
     state: str  # "published", "refused" (lossy under --strict) or "up to date"
@@ -87,6 +84,7 @@ class MergeOutcome:
     notes: tuple[str, ...]
     seconds: float
     bytes_moved: int
+    device: Mapping[str, str] | None = None
 
     @property
     def lossy(self) -> bool:
@@ -123,7 +121,7 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
 def describe_plan(method: Method, plan: Plan, options: OutputOptions) -> dict[str, Any]:
     """What `--dry-run` prints."""
     actions = [step.action for step in plan.steps.values()]
-    workers = default_workers(options.threads, options.memory, plan)
+    how = _computing(method, plan, options)
     return {
         "command": method.command,
         "output": str(options.target),
@@ -131,8 +129,9 @@ def describe_plan(method: Method, plan: Plan, options: OutputOptions) -> dict[st
         "files": [shard.file for shard in plan.layout.shards],
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
-        "buffer_bytes": buffer_bytes(plan) * workers,
-        "workers": workers,
+        "buffer_bytes": how.buffer_bytes,
+        "workers": how.workers,
+        "device": _told(how),
         "notes": list(plan.notes),
     }
 
@@ -161,11 +160,13 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     if not options.in_place:
         check_replaceable(options.target, force=options.force)
     check_room(options.target, plan.bytes_written, taken=staging.taken())
+    with_what = _computing(method, plan, options)
     how = StreamOptions(
-        choose_device(options.device),
-        default_workers(options.threads, options.memory, plan),
+        with_what.device,
+        with_what.workers,
         options.report,
         options.allow_nonfinite,
+        with_what.ring,
     )
     staging.open(identity, restart=options.restart)
     try:
@@ -210,7 +211,18 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         staging.close()
     spent = time.perf_counter() - started
     moved = plan.bytes_read + plan.bytes_written
-    return MergeOutcome(options.target, state, made, divergence, notes, spent, moved)
+    told = _told(with_what)
+    return MergeOutcome(options.target, state, made, divergence, notes, spent, moved, told)
+
+
+def _computing(method: Method, plan: Plan, options: OutputOptions) -> Computing:
+    limits = Limits(options.device, options.threads, options.memory)
+    averages = method.command == "linear-merge"
+    return choose_computing(limits, plan, report=options.report, averages=averages)
+
+
+def _told(how: Computing) -> dict[str, str]:
+    return {"name": str(how.device), "reason": how.reason}
 
 
 def _stream(

@@ -22,6 +22,9 @@ from mergekit_cl.errors import OptionError
 from mergekit_cl.layout import Shard
 from mergekit_cl.output.shards import ShardFiles
 from mergekit_cl.plan import Plan, Step
+from mergekit_cl.ring import card as cards
+from mergekit_cl.ring.budget import RingSize
+from mergekit_cl.ring.worker import RingWorker
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +43,16 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """workers: threads. report: compute divergence. allow_nonfinite: let NaN and Inf through."""
+    """workers: threads. report: compute divergence. allow_nonfinite: let NaN and Inf through.
+
+    ring: of what size it is where the device is a GPU, which is merged on through one.
+    """
 
     device: torch.device
     workers: int
     report: bool
     allow_nonfinite: bool
+    ring: RingSize | None = None
 
 
 @dataclass
@@ -105,13 +112,20 @@ def run_stream(
     stop = threading.Event()
     spans = work.spans()
     lock = threading.Lock()
+    card = None
+    if options.ring is not None:
+        card = cards.Card(cards.open_backend(options.device), options.ring)
 
     def next_span() -> tuple[Shard, Step, int, int, int] | None:
         with lock:
             return None if stop.is_set() else next(spans, None)
 
     def run_worker() -> None:
-        worker = BlockWorker(options.device, options.report, options.allow_nonfinite)
+        worker = (
+            BlockWorker(options.device, options.report, options.allow_nonfinite)
+            if card is None
+            else RingWorker(card, options.report, options.allow_nonfinite)
+        )
         while (span := next_span()) is not None:
             shard, step, offset, begin, end = span
             done = worker.run(
@@ -133,6 +147,8 @@ def run_stream(
             future.result()
     finally:
         torch.set_num_threads(threads)
+        if card is not None:
+            card.close()
         files.close()
         if carry is not None:
             carry.close()

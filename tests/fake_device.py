@@ -20,7 +20,14 @@ from mergekit_cl.ring.backend import Event, Stream
 
 Wait = tuple[str, str]
 """(who waits, whose event): of "host", "into", "compute", "out"."""
-ASKING = ("_local_scalar_dense", "aten.nonzero", "masked_select", "aten._unique", "aten.unique", "aten.equal")
+ASKING = (
+    "_local_scalar_dense",
+    "aten.nonzero",
+    "masked_select",
+    "aten._unique",
+    "aten.unique",
+    "aten.equal",
+)
 
 
 class Asked(AssertionError):

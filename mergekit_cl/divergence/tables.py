@@ -101,7 +101,9 @@ def read_table(
     found = []
     for number, (row, count) in enumerate(zip(table.tolist(), counts, strict=True)):
         decided = fallback if fallback is None or number == 0 else 0
-        found.append([_sums(v, count, known, decided) for v, known in zip(row, fishers, strict=True)])
+        found.append(
+            [_sums(v, count, known, decided) for v, known in zip(row, fishers, strict=True)]
+        )
     return found
 
 

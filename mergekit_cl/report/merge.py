@@ -32,6 +32,7 @@ def merge_document(outcome: MergeOutcome) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "bytes_per_second": round(outcome.bytes_moved / seconds) if seconds else None,
         "peak_memory_bytes": outcome.manifest.get("peak_memory_bytes"),
+        "device": outcome.device,
     }
 
 
@@ -46,6 +47,8 @@ def print_merge(outcome: MergeOutcome) -> None:
     if outcome.state == "up to date":
         console.print(f"{escape(str(outcome.target))} is up to date")
         return
+    if outcome.device is not None:
+        console.print(f"computed on {escape(_device(outcome.device))}")
     if outcome.divergence is not None:
         _print_layers(console, outcome.divergence)
         verdict = outcome.divergence.verdict
@@ -74,9 +77,14 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         f"reads {size(plan['bytes_read'])}, writes {size(plan['bytes_written'])} "
         f"in {len(plan['files'])} files",
         f"{plan['workers']} workers with {size(plan['buffer_bytes'])} of buffers",
+        f"on {_device(plan['device'])}",
         *(f"note: {note}" for note in plan["notes"]),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _device(told: Mapping[str, str]) -> str:
+    return f"{told['name']}: {told['reason']}"
 
 
 def _print_layers(console: Console, divergence: Divergence) -> None:

@@ -1,1 +1,1 @@
-"""Merging on a card: pinned slots, copies in and out that overlap its work, which device to take."""
+"""Merging on a card: pinned slots, copies that overlap its work, and whether it is worth it."""

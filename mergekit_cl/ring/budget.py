@@ -65,7 +65,9 @@ def ring_size(threads: int | None, memory: int | None, plan: Plan) -> RingSize:
 
 def slot_bytes(plan: Plan, chunk: int) -> SlotBytes:
     """The largest slot that a step of the plan needs."""
-    kept = {t.name for shard in plan.carry.shards for t in shard.header.tensors} if plan.carry else ()
+    kept = (
+        {t.name for shard in plan.carry.shards for t in shard.header.tensors} if plan.carry else ()
+    )
     steps = _on_card(plan)
     return SlotBytes(
         max((stored_bytes(step, chunk) for step in steps), default=0),
@@ -77,9 +79,7 @@ def slot_bytes(plan: Plan, chunk: int) -> SlotBytes:
 def worker_bytes(plan: Plan, chunk: int) -> int:
     """Bytes of one worker: its slots here and on the card, and what it merges by itself."""
     slot = SLOTS * sum(pinned_bytes(size) + size for size in slot_bytes(plan, chunk))
-    return slot + max(
-        (BlockWorker.buffer_bytes(step) for step in plan.steps.values()), default=0
-    )
+    return slot + max((BlockWorker.buffer_bytes(step) for step in plan.steps.values()), default=0)
 
 
 def card_scratch(plan: Plan, chunk: int) -> int:

@@ -36,8 +36,8 @@ class Card:
         self._backend.close()
 
 
-def open_card(device: torch.device, size: RingSize) -> Card:
+def open_backend(device: torch.device) -> Backend:
     """The GPU of that name."""
     from mergekit_cl.ring.cuda import CudaBackend
 
-    return Card(CudaBackend(device), size)
+    return CudaBackend(device)

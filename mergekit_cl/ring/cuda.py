@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from mergekit_cl.errors import OptionError
 from mergekit_cl.ring.backend import Event
 
 if TYPE_CHECKING:
@@ -19,17 +20,23 @@ class CudaBackend:
         self.device = device
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Host memory that is never paged out."""
+        """Host memory that is never paged out; raises OptionError where there is too little."""
         import torch
 
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            raise _no_room(nbytes, "pinned memory", error) from error
 
     def memory(self, nbytes: int) -> torch.Tensor:
-        """Memory on the card, free of what other streams still do with it."""
+        """Memory on the card that no stream still uses; raises OptionError for too little."""
         import torch
 
-        made = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        torch.cuda.synchronize(self.device)
+        try:
+            made = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            raise _no_room(nbytes, str(self.device), error) from error
         return made
 
     def stream(self, name: str) -> CudaStream:
@@ -41,6 +48,15 @@ class CudaBackend:
         import torch
 
         torch.cuda.synchronize(self.device)
+
+
+def _no_room(nbytes: int, where: str, error: RuntimeError) -> OptionError:
+    said = str(error).partition("\n")[0]
+    return OptionError(
+        "the buffers of a merge on a GPU do not fit",
+        detail=f"{nbytes} bytes in {where}: {said}",
+        hint="give a smaller --memory, or --device cpu: the bytes are the same",
+    )
 
 
 class CudaStream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mergekit_cl.block import BLOCK, BlockWorker, PieceHash, SpanResult, Write, as_bytes
 from mergekit_cl.checkpoint.dtypes import itemsize
@@ -14,9 +13,6 @@ from mergekit_cl.ring import chunk as chunks
 from mergekit_cl.ring.budget import SMALLEST, goes_to_card
 from mergekit_cl.ring.card import Card
 from mergekit_cl.ring.slots import Slot
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass
