@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a user named; `auto` is the CPU, since a merge is bound by copies.
+    """The device a user named; `auto` is the CPU, until a caller knows better.
 
     Raises OptionError for a device that is not there.
     """
