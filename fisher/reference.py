@@ -10,7 +10,7 @@ precision, and is what the fast path is tested against.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def reference(
         for index in range(len(batch)):
             row = batch.row(index)
             examples += 1
-            logits = _logits(twin(**row.inputs))
+            logits = _logits(twin(**_in(row.inputs, dtype)))
             fixed = None if labels is None else [t[index : index + 1] for t in labels[number]]
             for target, weight in _targets(logits, row, estimator, draws, seed, fixed):
                 nll = F.cross_entropy(
@@ -60,6 +60,11 @@ def reference(
                     if gradient is not None:
                         total += weight * gradient.square()
     return {name: total / examples for name, total in sums.items()}
+
+
+def _in(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's inputs with numbers in `dtype`; ids and masks of integers stay."""
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
 
 
 def _logits(output: Any) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fisher.squares.convolution import Geometry, input_gradient
 from fisher.squares.sink import Use, wide
 
 
@@ -34,9 +35,9 @@ class Affine(torch.autograd.Function):
         use: Use = ctx.use
         x, weight = ctx.saved_tensors
         if use.weight is not None:
-            use.sink.matrix(use.weight, use.examples(d), use.examples(x), use.transposed)
+            use.sink.matrix(use.weight, use.examples(d), use.examples(x), use.transposed, use.part)
         if use.bias is not None:
-            use.sink.vectors(use.bias, use.summed(d, d.shape[-1:]))
+            use.sink.vectors(use.bias, use.summed(d, d.shape[-1:]), use.bias_part)
         return d.matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
@@ -78,7 +79,7 @@ class Scale(torch.autograd.Function):
         use: Use = ctx.use
         x, weight = ctx.saved_tensors
         assert use.weight is not None
-        use.sink.vectors(use.weight, use.summed(d.to(wide(d)) * x, weight.shape))
+        use.sink.vectors(use.weight, use.summed(d.to(wide(d)) * x, weight.shape), use.part)
         return (d * weight).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None, None
 
 
@@ -96,5 +97,38 @@ class Shift(torch.autograd.Function):
         """d: like x."""
         use: Use = ctx.use
         assert use.bias is not None
-        use.sink.vectors(use.bias, use.summed(d, ctx.shape))
+        use.sink.vectors(use.bias, use.summed(d, ctx.shape), use.bias_part)
         return d.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, None
+
+
+class Convolution(torch.autograd.Function):
+    """A convolution over any number of spatial axes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        how: Geometry,
+        anchor: Tensor,
+        use: Use,
+    ) -> Tensor:
+        """call: the torch function with all but x, weight and bias bound. x: (B, in, ...)."""
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.use = how, use
+        result: Tensor = call(x, weight, bias)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        """d: (B, out, ...)."""
+        use: Use = ctx.use
+        x, weight = ctx.saved_tensors
+        if use.weight is not None:
+            use.sink.kernel(use.weight, d, x, ctx.how)
+        if use.bias is not None:
+            use.sink.vectors(use.bias, d.flatten(2).sum(2, dtype=wide(d)), use.bias_part)
+        back = input_gradient(d, x, weight, ctx.how) if ctx.needs_input_grad[1] else None
+        return None, back, None, None, None, None, None

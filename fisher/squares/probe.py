@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fisher.batch import IGNORE, Batch
 from fisher.counted import Counted
+from fisher.squares.convolution import Geometry
 from fisher.squares.operations import OPERATIONS
+from fisher.squares.sink import Each, Part
 from fisher.squares.uses import NeedsSingle, Uses
 
 _COLUMNS = 16
@@ -24,17 +26,24 @@ _COLUMNS = 16
 class Apart:
     """A sink that keeps nothing and refuses a gradient outside the first example."""
 
-    def matrix(self, name: str, d: Tensor, x: Tensor, transposed: bool) -> None:
+    def matrix(self, name: str, d: Each, x: Each, transposed: bool, part: Part = None) -> None:
         """See `Sink`."""
-        self.vectors(name, d)
+        self._only_first(name, d)
 
-    def rows(self, name: str, ids: Tensor, gradient: Tensor, padding_idx: int | None) -> None:
+    def rows(self, name: str, ids: Each, gradient: Each, padding_idx: int | None) -> None:
         """See `Sink`."""
-        self.vectors(name, gradient)
+        self._only_first(name, gradient)
 
-    def vectors(self, name: str, gradient: Tensor) -> None:
+    def vectors(self, name: str, gradient: Tensor, part: Part = None) -> None:
         """See `Sink`."""
-        if not bool((gradient[1:] == 0).all()):
+        self._only_first(name, gradient)
+
+    def kernel(self, name: str, d: Tensor, x: Tensor, geometry: Geometry) -> None:
+        """See `Sink`."""
+        self._only_first(name, d)
+
+    def _only_first(self, name: str, gradient: Each) -> None:
+        if any(bool((example != 0).any()) for example in gradient[1:]):
             raise NeedsSingle(f"rows meet before {name}")
 
 

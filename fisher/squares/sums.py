@@ -7,11 +7,13 @@ the running sum stays in the cache while every example adds to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from fisher.squares.convolution import Geometry, kernel_gradients
+from fisher.squares.sink import Each, Part
 from fisher.tied import CrossTerm, row_sums, seen
 
 _CPU_BLOCK = 2**18
@@ -52,31 +54,59 @@ class Sums:
             for name, total in self.square.items()
         }
 
-    def matrix(self, name: str, d: Tensor, x: Tensor, transposed: bool) -> None:
-        """Add the squares of `d[n].T @ x[n]`, or of its transpose; d (B, P, out), x (B, P, in)."""
+    def matrix(self, name: str, d: Each, x: Each, transposed: bool, part: Part = None) -> None:
+        """Add the squares of `d[n].T @ x[n]`, or of its transpose; d[n] (P, out), x[n] (P, in)."""
         total, traces = self.square[name], self._example[name]
+        if part is not None:
+            total = total[part]
         left, right = (x, d) if transposed else (d, x)
-        if left.dtype == torch.float16:
-            left, right = left.float(), right.float()
-        cross = self._crosses.get(name)
-        if left.shape[1] == 1 and cross is None:
-            left, right = (side[:, 0].to(total.dtype).square() for side in (left, right))
-            total.addmm_(left.T, right)
-            traces += left.sum(1).double() * right.sum(1).double()
-            return
-        size, rows, columns = left.shape[0], left.shape[2], right.shape[2]
+        if left[0].dtype == torch.float16:
+            left, right = ([rows.float() for rows in side] for side in (left, right))
+        cross = self._crosses.get(name) if part is None else None
+        several = [n for n, rows in enumerate(left) if len(rows) > 1 or (cross and len(rows))]
+        single = [n for n, rows in enumerate(left) if len(rows) == 1] if cross is None else []
+        if single:
+            self._outer(total, traces, single, left, right)
+        if several:
+            pairs = [(n, left[n].T, right[n]) for n in several]
+            self._products(total, traces, pairs, cross)
+
+    def _outer(
+        self, total: Tensor, traces: Tensor, examples: Sequence[int], left: Each, right: Each
+    ) -> None:
+        """The same where each of the examples has one row: squares of outer products."""
+        rows = [
+            torch.cat([side[n] for n in examples]).to(total.dtype).square()
+            for side in (left, right)
+        ]
+        total.addmm_(rows[0].T, rows[1])
+        added = rows[0].sum(1).double() * rows[1].sum(1).double()
+        traces.index_add_(0, torch.tensor(examples, device=total.device), added)
+
+    def _products(
+        self,
+        total: Tensor,
+        traces: Tensor,
+        pairs: Sequence[tuple[int, Tensor, Tensor]],
+        cross: CrossTerm | None,
+    ) -> None:
+        """Add the squares of `side @ other` for each (example, side (rows, P), other (P, columns)).
+
+        Blocks are the outer loop and examples the inner one, so the block of the running sum stays
+        in the cache while every example adds to it.
+        """
+        rows, columns = total.shape
         step = min(rows, max(1, _block(total) // columns))
         borders = None if cross is None else cross.borders(step)
-        product = self._buffer(left, step * columns)
+        product = self._buffer(pairs[0][1], step * columns)
         squared = product if product.dtype == total.dtype else self._buffer(total, step * columns)
         dots = []
-        sides = [(side.T, other) for side, other in zip(left, right, strict=True)]
         for index, part in enumerate(torch.split(total, step)):
             start, stop = index * step, index * step + len(part)
             block = product[: part.numel()].view_as(part)
             flat = squared[: part.numel()]
             gradient = block if squared is product else flat.view_as(part)
-            for example, (side, other) in enumerate(sides):
+            for example, side, other in pairs:
                 torch.mm(side[start:stop], other, out=block)
                 if gradient is not block:
                     gradient.copy_(block)
@@ -85,23 +115,32 @@ class Sums:
                     cross.take(example, low, high, start, gradient)
                 part.addcmul_(gradient, gradient)
                 dots.append(torch.dot(flat, flat))
-        traces += torch.stack(dots).view(-1, size).double().sum(0)
+        added = torch.stack(dots).view(-1, len(pairs)).double().sum(0)
+        traces.index_add_(0, torch.tensor([n for n, _, _ in pairs], device=total.device), added)
 
-    def rows(self, name: str, ids: Tensor, gradient: Tensor, padding_idx: int | None) -> None:
-        """Add an embedding's squares; ids (B, P), gradient (B, P, d), for (V, d)."""
+    def rows(self, name: str, ids: Each, gradient: Each, padding_idx: int | None) -> None:
+        """Add an embedding's squares; ids[n] (P,), gradient[n] (P, d), for (V, d)."""
         total = self.square[name]
-        gradient = gradient.to(total.dtype)
         cross = self._crosses.get(name)
-        for example in range(len(ids)):
+        for example, (line, own) in enumerate(zip(ids, gradient, strict=True)):
+            values = own.to(total.dtype)
             if cross is not None:
-                cross.add(example, ids[example], gradient[example])
+                cross.add(example, line, values)
                 continue
-            reached = seen(ids[example], padding_idx)
-            self._sparse(name, example, reached, row_sums(ids[example], reached, gradient[example]))
+            reached = seen(line, padding_idx)
+            self._sparse(name, example, reached, row_sums(line, reached, values))
 
-    def vectors(self, name: str, gradient: Tensor) -> None:
+    def kernel(self, name: str, d: Tensor, x: Tensor, geometry: Geometry) -> None:
+        """Add the squares of a convolution's gradients, d (B, out, ...) and x (B, in, ...)."""
+        total, traces = self.square[name], self._example[name]
+        for run, gradient in kernel_gradients(d, x, geometry):
+            squares = gradient.to(total.dtype).square_()
+            total += squares.sum(0)
+            traces[run] += squares.flatten(1).sum(1, dtype=torch.float64)
+
+    def vectors(self, name: str, gradient: Tensor, part: Part = None) -> None:
         """Add the squares of whole per-example gradients (B, ...)."""
-        total = self.square[name]
+        total = self.square[name] if part is None else self.square[name][part]
         squares = gradient.to(total.dtype).square().reshape(len(gradient), *total.shape)
         total += squares.sum(0)
         self._example[name] += squares.reshape(len(squares), -1).double().sum(1)

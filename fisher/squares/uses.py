@@ -4,13 +4,14 @@ Layers are recognised by the operation, not by their class: every torch function
 pass comes through here. One that takes a counted parameter is replaced by its counterpart (see
 `operations`) where there is one and its input keeps one example per leading row. Everything else
 that would let a gradient reach a counted parameter raises `NeedsSingle`: a function not known here,
-a parameter used twice (but as one embedding and one head), and any operation that regroups rows by
-their content, as routers to experts do. Then rows are taken one at a time, never approximately.
+a parameter used twice (but as one embedding and one head, or in different parts), and any operation
+after which it is no longer known which row belongs to which example (see `owners`). Then rows are
+taken one at a time, never approximately.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisher.batch import Batch
-from fisher.squares.sink import Once, Sink, Use
+from fisher.squares.owners import Owners, Scattered, owners_of, tensors, title
+from fisher.squares.sink import Once, Part, Sink, Use
 from fisher.tied import CrossTerm
 
 
@@ -31,12 +33,15 @@ class NeedsSingle(Exception):
 class Handle:
     """A tensor that stands for a counted parameter, up to a shift, a cast or a transposition.
 
-    value: the same numbers, detached.
+    value: the same numbers, detached. transposed: with the last two axes swapped. part: the part of
+    the first axis that it is. rows: the indices into the first axis by which it was gathered.
     """
 
     name: str
     value: Tensor
     transposed: bool = False
+    part: Part = None
+    rows: Tensor | None = None
 
 
 class Uses(TorchFunctionMode):
@@ -61,9 +66,10 @@ class Uses(TorchFunctionMode):
         self._sink = Once(sink)
         self._operations = operations
         lengths = {t.shape[1] for t in (*batch.inputs.values(), batch.labels) if t.dim() > 1}
-        self._leading = {self.size, *(self.size * length for length in lengths)}
+        self._leading = frozenset({self.size, *(self.size * length for length in lengths)})
+        self.owners = Owners(self.size, self._leading)
         self._handles: dict[int, tuple[Tensor, Handle]] = {}
-        self._kinds: dict[str, list[str]] = {}
+        self._kinds: dict[str, list[tuple[str, Part]]] = {}
         self._lookups: dict[str, tuple[Tensor, int | None]] = {}
         self._in_forward = True
 
@@ -101,18 +107,21 @@ class Uses(TorchFunctionMode):
         """Replace what is known, let through what is harmless, refuse the rest."""
         kwargs = kwargs or {}
         if func in _REGROUPING and _REGROUPING[func](args, kwargs):
-            raise NeedsSingle(f"the model regroups rows by their content ({_title(func)})")
-        if not self._touches((*args, *kwargs.values())):
-            return func(*args, **kwargs)
-        if func in self._operations:
-            result = self._operations[func](self, *args, **kwargs)
-            if result is not NotImplemented:
-                return result
+            raise NeedsSingle(f"the model regroups rows by their content ({title(func)})")
+        try:
+            if not self._touches((*args, *kwargs.values())):
+                return self.owners.follow(func, args, kwargs)
+            if func in self._operations:
+                result = self._operations[func](self, *args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+        except Scattered as reason:
+            raise NeedsSingle(str(reason)) from None
         result = func(*args, **kwargs)
-        if any(t.requires_grad for t in _tensors((result,))):
-            handles = map(self.handle, _tensors((*args, *kwargs.values())))
+        if any(t.requires_grad for t in tensors((result,))):
+            handles = map(self.handle, tensors((*args, *kwargs.values())))
             names = sorted({handle.name for handle in handles if handle})
-            raise NeedsSingle(f"{', '.join(names)} enters {_title(func)}")
+            raise NeedsSingle(f"{', '.join(names)} enters {title(func)}")
         return result
 
     def _touches(self, values: Iterable[Any]) -> bool:
@@ -135,28 +144,49 @@ class Uses(TorchFunctionMode):
             return Handle(name, value.detach())
         return self._handles[id(value)][1] if id(value) in self._handles else None
 
-    def derived(self, parent: Handle, value: Tensor, *, flipped: bool = False) -> Tensor:
-        """`value`, which stands for `parent` from now on.
+    def derived(
+        self,
+        parent: Handle,
+        value: Tensor,
+        *,
+        flipped: bool = False,
+        part: Part = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """`value`, which stands for `parent`, or a part or some rows of it, from now on.
 
         It keeps its own way back to the parameter, so that entering an unknown function shows.
         """
-        handle = Handle(parent.name, value.detach(), parent.transposed != flipped)
+        handle = Handle(
+            parent.name,
+            value.detach(),
+            parent.transposed != flipped,
+            parent.part if part is None else part,
+            parent.rows if rows is None else rows,
+        )
         self._handles[id(value)] = (value, handle)  # alive, so that no other gets its id
         return value
 
     def apart(self, x: Any, features: int) -> bool:
-        """Whether x has one example, or one position of one, per leading row."""
-        return isinstance(x, Tensor) and x.dim() > features and x.shape[0] in self._leading
+        """Whether it is known which example each of x's rows of `features` axes belongs to."""
+        if not isinstance(x, Tensor) or x.dim() <= features:
+            return False
+        return owners_of(x) is not None or x.shape[0] in self._leading
 
     def use(
-        self, weight: Handle | None = None, bias: Handle | None = None, *, kind: str = "vector"
+        self,
+        weight: Handle | None = None,
+        bias: Handle | None = None,
+        *,
+        kind: str = "vector",
+        owners: Tensor | None = None,
     ) -> Use:
         """Note that parameters are used, weight as a `kind` of thing and bias as a vector."""
         for handle, what in ((weight, kind), (bias, "vector")):
             if handle is not None and self._in_forward:
-                kinds = self._kinds.setdefault(handle.name, [])
-                kinds.append(what)
-                if len(kinds) > 1 and sorted(kinds) != ["lookup", "matrix"]:
+                uses = self._kinds.setdefault(handle.name, [])
+                uses.append((what, handle.part))
+                if len(uses) > 1 and not _separate(uses):
                     raise NeedsSingle(f"{handle.name} is used more than once")
         return Use(
             self._sink,
@@ -164,6 +194,9 @@ class Uses(TorchFunctionMode):
             weight=weight.name if weight else None,
             bias=bias.name if bias else None,
             transposed=kind == "transposed",
+            part=weight.part if weight else None,
+            bias_part=bias.part if bias else None,
+            owners=owners,
         )
 
     def looked_up(self, weight: Handle, ids: Tensor, padding_idx: int | None) -> Use:
@@ -174,38 +207,46 @@ class Uses(TorchFunctionMode):
         return Use(use.sink, use.size, weight=weight.name, padding_idx=padding_idx)
 
 
-def _always(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return True
+def _separate(uses: list[tuple[str, Part]]) -> bool:
+    """Whether several uses of a parameter are an embedding and a head, or of different parts."""
+    if all(isinstance(part, int) for _, part in uses):
+        return len({part for _, part in uses}) == len(uses)
+    return sorted(kind for kind, _ in uses) == ["lookup", "matrix"] and uses[0][1] == uses[1][1]
 
 
-def _one_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return len(args) + len(kwargs) == 1
+def _values_on_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether numbers of several rows change places, and not just indices of them."""
+    x = args[0]
+    if not x.is_floating_point():
+        return False
+    axis = kwargs.get("dim", next((a for a in args[1:] if type(a) is int), -1))
+    return bool(x.dim() > 1 and axis % x.dim() == 0) or bool(x.dim() == 1 and x.requires_grad)
 
 
-def _by_mask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return any(index.dtype == torch.bool for index in _tensors(args[1:]))
+def _top_on_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """The same of `topk(x, k, axis)`."""
+    return _values_on_rows((args[0], *args[2:]), kwargs)
+
+
+def _rows_by_index(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """The same of `gather(x, axis, index)` and its like."""
+    axis = kwargs.get("dim", args[1] if args[1:] and type(args[1]) is int else None)
+    return bool(args[0].is_floating_point() and (axis is None or axis % max(1, args[0].dim()) == 0))
+
+
+def _floats(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return bool(args[0].is_floating_point())
 
 
 _REGROUPING: Mapping[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], bool]] = {
-    **{
-        getattr(home, name): _always
-        for home in (torch, torch.Tensor)
-        for name in ("nonzero", "masked_select", "unique", "topk", "sort", "argsort")
-    },
-    torch.where: _one_argument,
-    torch.Tensor.__getitem__: _by_mask,
+    getattr(home, name): refused
+    for home in (torch, torch.Tensor)
+    for refused, names in (
+        (_values_on_rows, ("sort",)),
+        (_top_on_rows, ("topk",)),
+        (_rows_by_index, ("gather", "take_along_dim", "take")),
+        (_floats, ("masked_select", "unique")),
+    )
+    for name in names
 }
-"""What rows are picked or permuted with by their content, and for which arguments."""
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among values, in lists and tuples at any depth."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-
-
-def _title(func: Any) -> str:
-    return str(getattr(func, "__qualname__", None) or getattr(func, "__name__", func))
+"""What moves rows by their content without being followed, and for which arguments."""
