@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mergekit_cl.checkpoint.dtypes import itemsize, long_name, torch_dtype
 from mergekit_cl.digest import PIECE_BYTES
 from mergekit_cl.divergence import sums as divergence
+from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.finite import count_nonfinite, nonfinite_input
@@ -73,6 +74,8 @@ class BlockWorker:
                 digest.update(tensor)
             if step.kernel is None or is_tail:
                 out = self._copy(step, stored)
+                if self.report and step.parents and not is_tail:
+                    block_sums_found.append(self._copied_sums(step, stored, out))
             else:
                 out, exact, found = self._merge(step, stored)
                 block_sums_found.append(found)
@@ -123,7 +126,25 @@ class BlockWorker:
             for k in range(divergence.SCRATCH_BUFFERS)
         ]
         decided = None if fallback is None else int(fallback)
-        return out, exact, block_sums(out, exact, parents, fishers, changed, decided, buffers)
+        found = block_sums(out, exact, parents, fishers, changed, decided, buffers)
+        if step.base is not None:
+            pulled = conflict_sums(parents, wide[step.base], buffers)
+            found = [replace(one, conflict=pulled[0], conflict_whole=pulled[1]) for one in found]
+        return out, exact, found
+
+    def _copied_sums(
+        self, step: Step, stored: Sequence[torch.Tensor], out: torch.Tensor
+    ) -> list[Sums]:
+        """What copying the first input's block means to each of them."""
+        import torch
+
+        buffers = [
+            torch.empty(out.numel(), dtype=torch.float64) for _ in range(divergence.SCRATCH_BUFFERS)
+        ]
+        parents = [stored[k] for k in step.parents]
+        fishers = [None if k is None else stored[k] for k in step.fishers]
+        changed = [_changed(out, parent, parent) for parent in parents]
+        return block_sums(out, stored[0], parents, fishers, changed, None, buffers)
 
     def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch

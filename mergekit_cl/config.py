@@ -1,66 +1,14 @@
-"""config.json of merge inputs: what may differ, and what the output's must say."""
+"""config.json of an output: what it must say of the weights that were written."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import long_name
-from mergekit_cl.errors import MismatchError
-
-INFORMATIVE = frozenset(
-    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash"}
-)
-ARCHITECTURE = frozenset(
-    {
-        "model_type",
-        "hidden_act",
-        "hidden_activation",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "num_hidden_layers",
-        "head_dim",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "tie_word_embeddings",
-        "sliding_window",
-        "activation_function",
-    }
-)
-
-
-def compare_configs(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Notes on settings that differ between inputs.
-
-    Raises MismatchError for those that make the same weights mean different functions.
-    """
-    known = [(c.path, c.config) for c in checkpoints if c.config is not None]
-    notes: list[str] = []
-    wrong: list[str] = []
-    for path, config in known[1:]:
-        first_path, first = known[0]
-        for key in sorted({*first, *config} - INFORMATIVE):
-            if first.get(key) != config.get(key):
-                said = (
-                    f"config {key}: {_short(first.get(key))} in {first_path}, "
-                    f"{_short(config.get(key))} in {path}"
-                )
-                (wrong if key in ARCHITECTURE else notes).append(said)
-    if wrong:
-        raise MismatchError(
-            "the inputs are different architectures",
-            detail="\n  ".join(wrong),
-            hint="weights that mean different functions have no average",
-        )
-    return notes
 
 
 def with_dtype(text: str, dtype: str) -> str:
@@ -111,7 +59,3 @@ def config_text(root: Path) -> str | None:
     """The config.json of a checkpoint's folder as it stands."""
     path = root / "config.json"
     return path.read_text() if path.is_file() else None
-
-
-def _short(value: object) -> str:
-    return f"{json.dumps(value)!s:.60}"

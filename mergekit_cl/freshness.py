@@ -1,4 +1,5 @@
-"""Companions of a checkpoint belong to its weights as they are now, or they are refused."""
+"""Companions of a checkpoint belong to its weights as they are now, and copies of a tensor are
+equal, or they are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from mergekit_cl.errors import MismatchError
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan, Step
 from mergekit_cl.stream import TensorResult
+from mergekit_cl.ties import check_equal
 
 
 class StaleFisherCheck:
@@ -34,6 +36,18 @@ class StaleFisherCheck:
                     detail=f"{sidecar.checkpoint.path}: {step.name} of {model} has changed since",
                     hint=f"clmerge fisher {model} --data FILE, or --allow-stale-fisher",
                 )
+
+
+def check_twins(step: Step, result: TensorResult) -> None:
+    """Refuse a tied tensor whose further copies hold other values than what is merged."""
+    for twin, k in step.twins:
+        operand, digests = step.operands[twin], result.operand_digests
+        check_equal(
+            step.operands[k].info.name,
+            operand.checkpoint.path,
+            operand.info.name,
+            (digests[k], digests[twin]),
+        )
 
 
 def stale_sidecars(

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit_cl.architectures import compare_configs
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions, cut_vocabulary
 from mergekit_cl.computing import Computing, Limits, choose_computing
-from mergekit_cl.config import compare_configs
 from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
-from mergekit_cl.freshness import StaleFisherCheck, check_carries, stale_sidecars
+from mergekit_cl.freshness import StaleFisherCheck, check_carries, check_twins, stale_sidecars
 from mergekit_cl.inplace import check_in_place, link_others
 from mergekit_cl.manifest import write_json
 from mergekit_cl.memory import peak_memory_bytes
+from mergekit_cl.methods.linear import report_operands
 from mergekit_cl.methods.method import Method
 from mergekit_cl.output.shards import ShardFiles
 from mergekit_cl.output.staging import Staging
@@ -32,7 +33,7 @@ from mergekit_cl.output.target import (
     side_folder,
 )
 from mergekit_cl.partial import WholeDigests
-from mergekit_cl.plan import Plan, Selection, plan_merge
+from mergekit_cl.plan import Operand, Plan, Selection, Step, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
 from mergekit_cl.report.progress import Start
 from mergekit_cl.stream import StreamOptions, TensorResult, run_stream
@@ -103,6 +104,10 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         apart = [one for one in apart if one.here is None or one.here.resolve() not in places]
     check_apart(options.target, apart)
     notes = [*compare_configs(method.checkpoints), *method.notes]
+
+    def fishers(name: str, before: int) -> tuple[tuple[Operand, ...], tuple[int | None, ...]]:
+        return report_operands(name, before, method.sidecars)
+
     return plan_merge(
         method.checkpoints,
         method.recipe,
@@ -115,6 +120,7 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         carries=method.carries,
         keep_residuals=method.updates if options.carry else None,
         vocab=options.vocab,
+        fishers=fishers if options.report else None,
     )
 
 
@@ -240,6 +246,11 @@ def _stream(
         operand.info.nbytes for name in finished for operand in plan.steps[name].operands
     ) + sum(s.header.file_bytes for s in plan.layout.shards if s.header.tensors[0].name in finished)
     check = StaleFisherCheck(method, allow=options.allow_stale)
+
+    def check_tensor(step: Step, result: TensorResult) -> None:
+        check_twins(step, result)
+        check(step, result)
+
     advance = progress(method.command, plan.bytes_read + plan.bytes_written)
     if skipped:
         advance(skipped)
@@ -249,7 +260,7 @@ def _stream(
         how,
         carry=_open_carry(plan, staging.out / side_folder(options.target).name),
         finished=finished,
-        on_tensor=lambda step, result: check(step, whole.complete(step, result)),
+        on_tensor=lambda step, result: check_tensor(step, whole.complete(step, result)),
         on_shard=lambda shard, results: staging.journal.append(to_entry(shard.file, results)),
         advance=advance,
     )

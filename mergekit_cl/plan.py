@@ -10,10 +10,12 @@ from typing import Literal, NamedTuple
 
 from mergekit_cl.carry import Carry, carry_layout
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
-from mergekit_cl.checkpoint.dtypes import INTEGERS, MERGEABLE, promote
-from mergekit_cl.errors import InputError, MismatchError, OptionError
+from mergekit_cl.checkpoint.dtypes import promote
+from mergekit_cl.compatible import check_mergeable, check_same_tensors
+from mergekit_cl.errors import OptionError
 from mergekit_cl.layout import Layout, lay_out
 from mergekit_cl.merge.kernel import Kernel
+from mergekit_cl.ties import Ties, find_ties
 from mergekit_cl.vocabulary import Resized, Vocab, check_one_size, describe, find_resized
 
 Action = Literal["merged", "copied"]
@@ -38,9 +40,11 @@ class Step:
 
     operands: everything read for it. kernel: None copies the first operand. parents: operands that
     divergence is measured against; fishers: for each parent the operand with its Fisher, or None;
-    residuals: likewise the operand with what rounding took from it. must_agree: whether a copy is
-    refused where the operands differ. compute: dtype of the arithmetic. merged_numel: elements
-    beyond these, which the other operands lack, are copied from the first.
+    residuals: likewise the operand with what rounding took from it. twins: (operand, the one it
+    must equal), of tied tensors stored twice. base: the operand that is the base, for the report.
+    must_agree: whether a copy is refused where the operands differ. compute: dtype of the
+    arithmetic. merged_numel: elements beyond these, which the other operands lack, are copied from
+    the first.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Step:
     parents: tuple[int, ...]
     fishers: tuple[int | None, ...]
     residuals: tuple[int | None, ...] = ()
+    twins: tuple[tuple[int, int], ...] = ()
+    base: int | None = None
     must_agree: bool = False
     compute: str = "F32"
     merged_numel: int | None = None
@@ -112,16 +118,21 @@ class Ingredients(NamedTuple):
 
     more: operands besides the inputs. fishers: for each input the operand with its Fisher, or None.
     float32_for: output dtypes for which float32 arithmetic is close enough to the exact result.
+    base: the operand that is the base, if one is read.
     """
 
     kernel: Kernel
     more: tuple[Operand, ...]
     fishers: tuple[int | None, ...]
     float32_for: frozenset[str] = frozenset({"F32"})
+    base: int | None = None
 
 
 Recipe = Callable[[str, Sequence[Operand]], Ingredients]
 """(tensor name, inputs) -> what to make its output from."""
+
+Fishers = Callable[[str, int], tuple[tuple[Operand, ...], tuple[int | None, ...]]]
+"""(tensor name, operands before) -> operands with its Fisher, and which of them each input's is."""
 
 
 def plan_merge(
@@ -136,6 +147,7 @@ def plan_merge(
     carries: Sequence[Carry | None] = (),
     keep_residuals: int | None = None,
     vocab: Vocab = "error",
+    fishers: Fishers | None = None,
 ) -> Plan:
     """Plan a merge of whole checkpoints of the same tensors.
 
@@ -144,13 +156,15 @@ def plan_merge(
     read) and are copied, counters from the last input; `newest_integers` takes all of them from
     there. carries: residuals of each input. keep_residuals: plan a carry file that says the output
     has had so many updates. vocab: what vocabularies of different sizes come to: refused, the rows
-    all inputs have ("common"), or as many as the first has ("base"). Raises MismatchError listing
+    all inputs have ("common"), or as many as the first has ("base"). fishers: of float tensors that
+    are copied, to measure what that does to the other inputs. Raises MismatchError listing
     every name or shape that differs; InputError for types that cannot be merged.
     """
     selection.check(checkpoints[0])
     check_mergeable(checkpoints)  # first: quantised files also differ in names and types
     resized = find_resized(checkpoints)
-    check_same_tensors(checkpoints, resized, vocab)
+    ties = find_ties(checkpoints)
+    check_same_tensors(checkpoints, resized, vocab, ties)
     if resized.rows:
         check_one_size(checkpoints, resized)
         if carries or keep_residuals is not None:
@@ -162,32 +176,42 @@ def plan_merge(
     steps = {}
     copied = []
     for name, first in checkpoints[0].tensors.items():
-        inputs = tuple(Operand(c, _cut(c.tensors[name], resized)) for c in checkpoints)
+        if name in ties.canonical:
+            continue
+        held = [(c, ties.held(c, name) or first) for c in checkpoints]
+        inputs = tuple(Operand(c, _cut(name, info, resized)) for c, info in held)
         if not first.is_float:
             newest = newest_integers or is_counter(name)
             steps[name] = _copy(name, inputs[-1 if newest else 0], inputs, None, agree=not newest)
         elif name not in selection:
-            steps[name] = _copy(name, inputs[0], inputs, dtype)
+            more, places = fishers(name, len(inputs)) if fishers else ((), (None,) * len(inputs))
+            more = tuple(Operand(o.checkpoint, _cut(name, o.info, resized)) for o in more)
+            step = _copy(name, inputs[0], inputs, dtype)
+            parents = tuple(range(len(inputs)))
+            step = replace(step, operands=step.operands + more, parents=parents, fishers=places)
+            steps[name] = _with_twins(step, ties, resized)
             copied.append(name)
         else:
             made = recipe(name, inputs)
-            more = tuple(Operand(o.checkpoint, _cut(o.info, resized)) for o in made.more)
+            more = tuple(Operand(o.checkpoint, _cut(name, o.info, resized)) for o in made.more)
             operands = inputs + more
             out = dtype or promote({operand.info.dtype for operand in inputs})
             parents = tuple(range(len(inputs)))
             added, places = _residual_operands(name, len(operands), carries)
-            steps[name] = Step(
+            step = Step(
                 name,
                 out,
                 inputs[0].info.shape,
                 "merged",
                 operands + added,
-                made.kernel,
+                made.kernel if not added else _shown(made.kernel, len(operands)),
                 parents,
                 made.fishers,
                 places,
+                base=made.base,
                 compute=compute_dtype(operands, out, made.float32_for),
             )
+            steps[name] = _with_twins(step, ties, resized)
         if vocab == "base" and inputs[0].info.shape != first.shape:
             steps[name] = _with_tail(steps[name], Operand(checkpoints[0], first))
     shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
@@ -197,7 +221,7 @@ def plan_merge(
         shard_size=shard_size,
         metadata={"format": "pt"},
     )
-    told = list(notes)
+    told = [*notes, *ties.describe(checkpoints)]
     if copied:
         told.append(f"{len(copied)} tensors are copied from {checkpoints[0].path}, as selected")
     if resized.rows:
@@ -215,74 +239,6 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def check_same_tensors(
-    checkpoints: Sequence[Checkpoint], resized: Resized | None = None, vocab: Vocab = "error"
-) -> None:
-    """Raise MismatchError listing every tensor that some input lacks or has in another shape.
-
-    resized: vocabulary tensors that may differ in their rows, unless `vocab` is "error".
-    """
-    first = checkpoints[0]
-    rows = {} if resized is None else resized.rows
-    others = False
-    found: list[str] = []
-    for other in checkpoints[1:]:
-        for name, tensor in first.tensors.items():
-            if (said := _difference(first, other, tensor)) is None:
-                continue
-            if name not in rows:
-                others = True
-            elif vocab != "error":
-                continue
-            found.append(said)
-        extra = [name for name in other.tensors if name not in first.tensors]
-        found.extend(f"{name}: not in {first.path}" for name in extra)
-        others = others or bool(extra)
-    if found:
-        raise MismatchError(
-            f"the inputs differ in {len(found)} tensors",
-            detail="\n  ".join(found),
-            hint="merge checkpoints of one architecture"
-            if others
-            else "--vocab common merges the rows that all have, --vocab base keeps the first's too",
-        )
-
-
-def _difference(first: Checkpoint, other: Checkpoint, tensor: TensorInfo) -> str | None:
-    """How another input's tensor differs from the first's, or None."""
-    name = tensor.name
-    twin = other.tensors.get(name)
-    if twin is None:
-        return f"{name}: not in {other.path}"
-    if twin.shape != tensor.shape:
-        return f"{name}: {list(tensor.shape)} in {first.path}, {list(twin.shape)} in {other.path}"
-    if twin.is_float != tensor.is_float or (not tensor.is_float and twin.dtype != tensor.dtype):
-        return f"{name}: {tensor.dtype} in {first.path}, {twin.dtype} in {other.path}"
-    return None
-
-
-def check_mergeable(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise InputError for fp8, packed or quantised weights, naming the first."""
-    for checkpoint in checkpoints:
-        if not checkpoint.tensors:
-            raise InputError("the checkpoint holds no tensors", detail=str(checkpoint.path))
-        quantisation = (checkpoint.config or {}).get("quantization_config")
-        if quantisation is not None:
-            method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-            raise _quantised(f"{checkpoint.path}: config.json says {method or 'quantised'}")
-        for tensor in checkpoint.tensors.values():
-            if tensor.dtype not in MERGEABLE | INTEGERS:
-                raise _quantised(f"{checkpoint.path}: {tensor.name} is {tensor.dtype}")
-
-
-def _quantised(detail: str) -> InputError:
-    return InputError(
-        "quantised weights cannot be merged: their numbers mean nothing without their scales",
-        detail=detail,
-        hint="merge the unquantised model and quantise the result",
-    )
-
-
 def _copy(
     name: str,
     source: Operand,
@@ -295,13 +251,34 @@ def _copy(
     kept = source.info.dtype if dtype is None or not source.info.is_float else dtype
     # The others are read too: their digests go into the record, and integers are compared.
     operands = (source, *rest)
-    return Step(name, kept, source.info.shape, "copied", operands, None, (), (), (), agree)
+    return Step(name, kept, source.info.shape, "copied", operands, None, (), (), must_agree=agree)
 
 
-def _cut(info: TensorInfo, resized: Resized) -> TensorInfo:
-    """The part of a tensor that all inputs have."""
-    shape = resized.shape(info)
+def _cut(name: str, info: TensorInfo, resized: Resized) -> TensorInfo:
+    """The part of a tensor, merged under `name`, that all inputs have."""
+    shape = resized.shape(name, info)
     return info if shape == info.shape else replace(info, shape=shape)
+
+
+def _with_twins(step: Step, ties: Ties, resized: Resized) -> Step:
+    """The step with further copies of its inputs' tensors to read: they must be equal to them."""
+    added: list[Operand] = []
+    twins = []
+    for k in step.parents:
+        source = step.operands[k].checkpoint
+        for info in ties.twins(source, step.name):
+            twins.append((len(step.operands) + len(added), k))
+            added.append(Operand(source, _cut(step.name, info, resized)))
+    if not added:
+        return step
+    kernel = step.kernel and _shown(step.kernel, len(step.operands))
+    operands = step.operands + tuple(added)
+    return replace(step, operands=operands, twins=tuple(twins), kernel=kernel)
+
+
+def _shown(kernel: Kernel, count: int) -> Kernel:
+    """A kernel that sees only the first operands, not those that are read for something else."""
+    return lambda operands, scratch: kernel(operands[:count], scratch)
 
 
 def _with_tail(step: Step, whole: Operand) -> Step:

@@ -36,9 +36,9 @@ class Resized:
     rows: Mapping[str, int] = field(default_factory=dict)
     smallest: int = 0
 
-    def shape(self, tensor: TensorInfo) -> tuple[int, ...]:
-        """The shape of the part of a tensor that all inputs have."""
-        rows = self.rows.get(tensor.name)
+    def shape(self, name: str, tensor: TensorInfo) -> tuple[int, ...]:
+        """The shape of the part of a tensor, merged under `name`, that all inputs have."""
+        rows = self.rows.get(name)
         return tensor.shape if rows is None else (rows, *tensor.shape[1:])
 
 

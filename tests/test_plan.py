@@ -13,9 +13,10 @@ from making import CONFIG, Tensors, linear, model_tensors, raw_safetensors, writ
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.checkpoint.dtypes import promote
+from mergekit_cl.compatible import check_mergeable, check_same_tensors
 from mergekit_cl.errors import InputError, MismatchError
 from mergekit_cl.merging import OutputOptions, make_plan
-from mergekit_cl.plan import Plan, Selection, check_mergeable, check_same_tensors
+from mergekit_cl.plan import Plan, Selection
 
 TENSORS = model_tensors(0)
 

@@ -38,7 +38,7 @@ from mergekit_cl.commands.streams import Streams
     show_default=True,
     help="Where every Fisher is exactly 0.",
 )
-@click.option("--base", metavar="PATH", help="For --fallback base and --on-missing-fisher base.")
+@click.option("--base", metavar="PATH", help="For what falls back to it, and sign_conflict.")
 @click.option(
     "--on-missing-fisher",
     type=click.Choice(["error", "linear", "base"]),

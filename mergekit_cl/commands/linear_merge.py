@@ -18,7 +18,7 @@ from mergekit_cl.commands.streams import Streams
 @click.option("--weights", type=Numbers(), help="One per input; default equal.")
 @click.option("--no-normalize", is_flag=True, help="Weights as they are, not divided by their sum.")
 @click.option(
-    "--base", metavar="PATH", help="With --no-normalize: weights apply to A-base, B-base."
+    "--base", metavar="PATH", help="Of sign_conflict; with --no-normalize, of A-base, B-base."
 )
 @merge_options
 @everywhere
@@ -45,11 +45,12 @@ def command(
     from mergekit_cl.sidecar import sidecars_for_report
 
     checkpoints = [open_checkpoint(path) for path in models]
+    opened = None if base is None else open_checkpoint(base)
     method = linear_method(
         checkpoints,
         weights=weights,
         normalize=not no_normalize,
-        base=None if base is None else open_checkpoint(base),
+        base=opened if no_normalize or not output["no_report"] else None,
         sidecars=sidecars_for_report(checkpoints, wanted=not output["no_report"]),
     )
     if output["carry"]:

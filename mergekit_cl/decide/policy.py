@@ -18,6 +18,7 @@ LOSSY_ABOVE = (
     "rel_l2",
     "max_abs",
     "changed",
+    "sign_conflict",
     "rounding_error",
     "predicted_kl",
     "fallback",

@@ -11,6 +11,7 @@ NAMES = (
     "cosine",
     "max_abs",
     "changed",
+    "sign_conflict",
     "survival",
     "rounding_error",
     "predicted_kl",
@@ -32,20 +33,33 @@ def metrics(sums: Sums) -> dict[str, float | None]:
         survival = survived / update
         lost = sums.difference_square - 2 * survived + update
         rounding_error = math.sqrt(max(lost, 0.0) / update)
+    predicted = sums.fisher_square
+    # An entry that changed and has no Fisher may have cost anything.
+    if predicted is not None and not sums.fisher_gap[1]:
+        predicted /= 2
+    else:
+        predicted = None
     found = {
         "rel_l2": _ratio(difference, math.sqrt(sums.parent_square)),
         "cosine": None if not norms else max(-1.0, min(1.0, inner / norms)),
         "max_abs": sums.largest if sums.count else None,
         "changed": _ratio(sums.changed, sums.count),
+        "sign_conflict": _conflict(sums),
         "survival": survival,
         "rounding_error": rounding_error,
-        "predicted_kl": None if sums.fisher_square is None else sums.fisher_square / 2,
+        "predicted_kl": predicted,
         "fallback": None if sums.fallback is None else _ratio(sums.fallback, sums.count),
     }
     return {
         name: value if value is None or math.isfinite(value) else None
         for name, value in found.items()
     }
+
+
+def _conflict(sums: Sums) -> float | None:
+    if sums.conflict is None or not sums.conflict_whole:
+        return None
+    return min(1.0, max(0.0, sums.conflict / sums.conflict_whole))  # rounding may leave 0 by a bit
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -32,6 +32,18 @@ class Parent:
 
 
 @dataclass(frozen=True)
+class Covered:
+    """What of a model its parent's Fisher speaks of.
+
+    share: of the compared entries, None where there is no Fisher. without: tensors that it leaves
+    out although it speaks of others.
+    """
+
+    share: float | None
+    without: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Divergence:
     """Everything `divergence.json` says."""
 
@@ -40,6 +52,7 @@ class Divergence:
     layers: tuple[TensorMetrics, ...]
     tensors: tuple[TensorMetrics, ...]
     verdict: Verdict
+    covered: tuple[Covered, ...]
 
 
 def summarise(
@@ -53,7 +66,7 @@ def summarise(
 
     policy: what counts as lossy. carried: whether the residuals of rounding are kept.
     """
-    model, layer_rows, tensor_rows = [], [], []
+    model, layer_rows, tensor_rows, covered = [], [], [], []
     for k, parent in enumerate(parents):
         known = {
             name: one for name, per_parent in sums.items() if (one := per_parent[k]) is not None
@@ -61,7 +74,9 @@ def summarise(
         layers: dict[str, list[Sums]] = {}
         for name, one in known.items():
             layers.setdefault(layer_of(name), []).append(one)
-        whole = _metrics(total(list(known.values())), parent)
+        summed = total(list(known.values()))
+        covered.append(_covered(summed, known))
+        whole = _metrics(summed, parent)
         model.append(ParentMetrics(parent.path, whole, _predicted_loss(whole, parent)))
         tensor_rows += [
             TensorMetrics(name, parent.path, _metrics(one, parent)) for name, one in known.items()
@@ -76,6 +91,7 @@ def summarise(
         tuple(layer_rows),
         tuple(tensor_rows),
         judge(model, tensor_rows, layer_rows, policy=policy, carried=carried),
+        tuple(covered),
     )
 
 
@@ -98,8 +114,14 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
         "parents": [parent.path for parent in divergence.parents],
         "model": {name: _worst(divergence.model, name) for name in NAMES},
         "model_by_parent": [
-            {"parent": one.parent, **one.metrics, "predicted_loss": one.predicted_loss}
-            for one in divergence.model
+            {
+                "parent": one.parent,
+                **one.metrics,
+                "predicted_loss": one.predicted_loss,
+                "fisher_share": covered.share,
+                "without_fisher": list(covered.without),
+            }
+            for one, covered in zip(divergence.model, divergence.covered, strict=True)
         ],
         "layers": [
             {"layer": row.name, "parent": row.parent, **row.metrics} for row in divergence.layers
@@ -117,6 +139,13 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _covered(summed: Sums, tensors: Mapping[str, Sums]) -> Covered:
+    if summed.fisher_square is None or not summed.count:
+        return Covered(None, ())
+    without = tuple(n for n, one in tensors.items() if one.count and one.fisher_gap[0])
+    return Covered(1 - summed.fisher_gap[0] / summed.count, without)
 
 
 def _worst(model: Sequence[ParentMetrics], name: str) -> float | None:

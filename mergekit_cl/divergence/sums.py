@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     import torch
 
 SCRATCH_BUFFERS = 5
+_KNOWN_IN_PART = ("fisher_square", "fallback", "conflict", "conflict_whole")
 
 
 @dataclass(frozen=True)
 class Sums:
     """Between merged weights m, their exact value x before rounding, and one parent p.
 
-    None stands for a quantity nobody could compute, and stays None when added.
+    None stands for a quantity nobody could compute, and stays None when added; of Fisher, fallback
+    and conflict None adds nothing, and entries without a Fisher are counted instead.
     """
 
     count: int = 0
@@ -27,8 +29,19 @@ class Sums:
     changed: int = 0  # entries whose bits differ
     update_square: float | None = 0.0  # sum (x - p)^2
     update_survived: float | None = 0.0  # sum (x - p)(m - p)
-    fisher_square: float | None = 0.0  # sum F_p (m - p)^2
+    fisher_square: float | None = None  # sum F_p (m - p)^2 over the entries that have a Fisher
     fallback: int | None = None  # entries a Fisher fallback decided
+    without_fisher: int = 0  # entries without one, where others have one
+    changed_without_fisher: int = 0  # those of them whose bits differ
+    conflict: float | None = None  # sum_i (sum_k |d_ki| - |sum_k d_ki|), d from the base
+    conflict_whole: float | None = None  # sum_i sum_k |d_ki|
+
+    @property
+    def fisher_gap(self) -> tuple[int, int]:
+        """Entries without a Fisher, and how many of them differ from the parent's."""
+        if self.fisher_square is None:
+            return self.count, self.changed
+        return self.without_fisher, self.changed_without_fisher
 
     def __add__(self, other: Sums) -> Sums:
         values = {}
@@ -36,10 +49,14 @@ class Sums:
             a, b = getattr(self, field.name), getattr(other, field.name)
             if field.name == "largest":
                 values[field.name] = max(a, b)
-            elif field.name == "fallback" and (a is None or b is None):
-                values[field.name] = b if a is None else a  # a tensor without one decides none
+            elif field.name in _KNOWN_IN_PART and (a is None or b is None):
+                values[field.name] = b if a is None else a
             else:
                 values[field.name] = None if a is None or b is None else a + b
+        if values["fisher_square"] is not None:
+            gaps = zip(self.fisher_gap, other.fisher_gap, strict=True)
+            missing, changed = (a + b for a, b in gaps)
+            values |= {"without_fisher": missing, "changed_without_fisher": changed}
         return Sums(**values)
 
 

@@ -23,6 +23,8 @@ COLUMNS = (
     "update_square",
     "update_survived",
     "fisher_square",
+    "conflict",
+    "conflict_whole",
 )
 TABLE_SCRATCH = 6
 """float64 buffers that `fill_table` takes."""
@@ -37,11 +39,13 @@ def fill_table(
     changed: Sequence[torch.Tensor],
     scratch: Sequence[torch.Tensor],
     block: int,
+    base: torch.Tensor | None = None,
 ) -> None:
     """Write the sums of every block of `block` elements against every parent into `table`.
 
     table: (blocks, parents, COLUMNS) float64. merged, exact, parents, fishers: (n,), any float
-    dtype; changed: (n,) bool, whether the bits differ. scratch: float64 buffers of (n,). Equal to
+    dtype; changed: (n,) bool, whether the bits differ. base: (n,), for the conflict of the parents'
+    differences from it. scratch: float64 buffers of (n,). Equal to
     `block_sums` but for the order in which a block is added up: 1e-9.
     """
     import torch
@@ -72,6 +76,17 @@ def fill_table(
             f.copy_(fisher)
             f.mul_(d)
             table[:, k, 7] = dot(f, d)
+    table[:, :, 8:] = 0.0
+    if base is None:
+        return
+    together, apart, origin = m.zero_(), x.zero_(), p.copy_(base)
+    for parent in parents:
+        d.copy_(parent).sub_(origin)
+        together.add_(d)
+        apart.add_(d.abs_())
+    whole = per_block(apart, block).view(-1, 1)
+    table[:, :, 8] = whole - per_block(together.abs_(), block).view(-1, 1)
+    table[:, :, 9] = whole
 
 
 def per_block(
@@ -91,23 +106,31 @@ def per_block(
 
 
 def read_table(
-    table: torch.Tensor, counts: Sequence[int], fishers: Sequence[bool], fallback: int | None
+    table: torch.Tensor,
+    counts: Sequence[int],
+    fishers: Sequence[bool],
+    fallback: int | None,
+    *,
+    based: bool = False,
 ) -> list[list[Sums]]:
     """Sums [block][parent] out of a filled table on the CPU.
 
     counts: elements of each block. fishers: whether each parent has one. fallback: entries it
     decided in all these blocks; told of the first, since sums of a tensor add them up.
+    based: whether there was a base.
     """
     found = []
     for number, (row, count) in enumerate(zip(table.tolist(), counts, strict=True)):
         decided = fallback if fallback is None or number == 0 else 0
         found.append(
-            [_sums(v, count, known, decided) for v, known in zip(row, fishers, strict=True)]
+            [_sums(v, count, known, decided, based) for v, known in zip(row, fishers, strict=True)]
         )
     return found
 
 
-def _sums(values: list[float], count: int, fisher_is_known: bool, fallback: int | None) -> Sums:
+def _sums(
+    values: list[float], count: int, fisher_is_known: bool, fallback: int | None, based: bool
+) -> Sums:
     said = dict(zip(COLUMNS, values, strict=True))
     return Sums(
         count=count,
@@ -120,4 +143,6 @@ def _sums(values: list[float], count: int, fisher_is_known: bool, fallback: int 
         update_survived=said["update_survived"],
         fisher_square=said["fisher_square"] if fisher_is_known else None,
         fallback=fallback,
+        conflict=said["conflict"] if based else None,
+        conflict_whole=said["conflict_whole"] if based else None,
     )

@@ -21,6 +21,7 @@ from mergekit_cl.sidecar import (
     complete_statistics,
     scales,
 )
+from mergekit_cl.ties import find_ties
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,13 @@ def fisher_method(
         if was_read
     ]
     per_tensor = scales(full, resolved, normalize, floor)
-    notes += _missing(checkpoints[0], full, set(per_tensor), on_missing, selection)
+    ties = find_ties(checkpoints)
+    merged = [
+        name
+        for name, tensor in checkpoints[0].tensors.items()
+        if tensor.is_float and name in selection and name not in ties.canonical
+    ]
+    notes += _missing(merged, full, set(per_tensor), on_missing)
 
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), full)
@@ -75,7 +82,8 @@ def fisher_method(
             kernel = _last_operand
         else:
             kernel = partial(_linear, count=len(inputs), weights=resolved)
-        return Ingredients(kernel, more + with_base, places, float32_for(len(inputs)))
+        place = None if base is None else len(inputs) + len(more)
+        return Ingredients(kernel, more + with_base, places, float32_for(len(inputs)), place)
 
     options = {
         "weights": list(resolved),
@@ -93,18 +101,10 @@ def fisher_method(
 
 
 def _missing(
-    first: Checkpoint,
-    sidecars: Sequence[Sidecar],
-    covered: set[str],
-    on_missing: OnMissing,
-    selection: Selection,
+    merged: Sequence[str], sidecars: Sequence[Sidecar], covered: set[str], on_missing: OnMissing
 ) -> list[str]:
     """Notes on float tensors without Fisher; raises MismatchError where they are not allowed."""
-    without = [
-        name
-        for name, tensor in first.tensors.items()
-        if tensor.is_float and name not in covered and name in selection
-    ]
+    without = [name for name in merged if name not in covered]
     buffers = [name for name in without if _is_buffer(name, sidecars)]
     others = [name for name in without if name not in set(buffers)]
     notes = []

@@ -26,20 +26,22 @@ def linear_method(
     """Average `checkpoints`, weights normalised to sum 1 unless told otherwise.
 
     With a base and `normalize=False` the weights apply to the differences from the base (task
-    arithmetic); normalised, the base cancels. sidecars: only for the report.
+    arithmetic); normalised, the base cancels, and is only read for what is reported. sidecars: only
+    for the report.
     """
     resolved = resolve_weights(weights, len(checkpoints), normalize=normalize)
 
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)
+        # The base goes last, behind the Fishers.
+        with_base = more if base is None else (*more, base_operand(name, inputs, base))
+        place = None if base is None else len(inputs) + len(more)
         if normalize or base is None:
             formula = weighted_mean if normalize else weighted_sum
             kernel = first_operands(partial(formula, weights=resolved), len(inputs))
-            return Ingredients(kernel, more, places, float32_for(len(inputs)))
-        # The base goes last: the kernel takes the inputs and the base, not the Fishers between.
+            return Ingredients(kernel, with_base, places, float32_for(len(inputs)), place)
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
-        with_base = (*more, base_operand(name, inputs, base))
-        return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1))
+        return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1), place)
 
     return Method(
         "linear-merge",
@@ -47,7 +49,7 @@ def linear_method(
         checkpoints,
         recipe,
         sidecars,
-        base if not normalize else None,
+        base,
     )
 
 

@@ -137,6 +137,7 @@ def merge_chunk(
             [_differs(out, stored[k], wide[k]) for k in step.parents],
             [carving.take(torch.float64, count) for _ in range(TABLE_SCRATCH)],
             BLOCK,
+            None if step.base is None else wide[step.base],
         )
 
 
@@ -156,7 +157,8 @@ def read_chunk(
     fallback = int(table[0, operands + 1])
     known = [place is not None for place in step.fishers]
     rows = table[:, operands + 2 :].reshape(len(counts), len(known), len(COLUMNS))
-    return read_table(rows, counts, known, None if fallback < 0 else fallback)
+    decided = None if fallback < 0 else fallback
+    return read_table(rows, counts, known, decided, based=step.base is not None)
 
 
 def _refuse_nonfinite(step: Step, rows: list[list[float]]) -> None:

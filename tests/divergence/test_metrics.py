@@ -52,7 +52,8 @@ def test_every_metric_is_its_definition() -> None:
         "predicted_kl": 0.5 * (f * e * e).sum(),
         "fallback": 50 / 20_000,
     }
-    assert set(found) == set(expected) == set(NAMES)
+    assert found.pop("sign_conflict") is None
+    assert set(found) == set(expected) == set(NAMES) - {"sign_conflict"}
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), rel=1e-9), name
 
@@ -99,7 +100,7 @@ def test_without_an_update_survival_is_undefined() -> None:
 
 def test_what_is_unknown_is_none() -> None:
     found = measured(torch.ones(3), None, torch.full((3,), 2.0))
-    unknown = {"survival", "rounding_error", "predicted_kl", "fallback"}
+    unknown = {"sign_conflict", "survival", "rounding_error", "predicted_kl", "fallback"}
     assert {name for name, value in found.items() if value is None} == unknown
 
 
@@ -110,10 +111,29 @@ def test_against_a_parent_of_zeros_only_absolute_numbers_are_defined() -> None:
     assert (found["max_abs"], found["changed"], found["predicted_kl"]) == (1, 1, 2)
 
 
-def test_of_no_entries_nothing_is_defined_but_an_empty_sum() -> None:
-    found = metrics(Sums())
-    assert {value for name, value in found.items() if name != "predicted_kl"} == {None}
-    assert found["predicted_kl"] == 0
+def test_of_no_entries_nothing_is_defined() -> None:
+    assert set(metrics(Sums()).values()) == {None}
+
+
+FISHER = Sums(count=6, changed=5, fisher_square=3.0)
+
+
+def test_what_did_not_change_needs_no_fisher_to_be_predicted() -> None:
+    whole = FISHER + Sums(count=4, changed=0)
+    assert metrics(whole)["predicted_kl"] == 1.5
+    assert whole.fisher_gap == (4, 0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_change_nobody_measured_leaves_nothing_to_predict(order: int) -> None:
+    one, two, three = [FISHER, Sums(count=4, changed=1), Sums(count=2, changed=2)][::order]
+    assert metrics(one + two + three)["predicted_kl"] is None
+    assert (one + two + three).fisher_gap == (6, 3)
+    assert (one + (two + three)).fisher_gap == (6, 3)
+
+
+def test_without_any_fisher_nothing_is_predicted_even_of_an_equal_model() -> None:
+    assert metrics(Sums(count=4, changed=0))["predicted_kl"] is None
 
 
 @settings(deadline=None, max_examples=200)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.tables import COLUMNS, TABLE_SCRATCH, fill_table, per_block, read_table
 
 BLOCK = 64
@@ -58,3 +59,19 @@ def test_a_short_last_block_is_a_block() -> None:
 def test_without_a_fallback_nothing_is_said_of_one() -> None:
     table = torch.zeros((2, 1, len(COLUMNS)), dtype=torch.float64)
     assert [row[0].fallback for row in read_table(table, [64, 1], [False], None)] == [None, None]
+
+
+def test_a_base_gives_the_conflict_of_the_parents_differences_from_it() -> None:
+    one, other, base = (
+        torch.randn(300, generator=torch.Generator().manual_seed(k)) for k in (1, 2, 3)
+    )
+    changed = [torch.ones(300, dtype=torch.bool)] * 2
+    scratch = [torch.empty(300, dtype=torch.float64) for _ in range(TABLE_SCRATCH)]
+    table = torch.full((5, 2, len(COLUMNS)), torch.nan, dtype=torch.float64)
+    fill_table(table, one, one, [one, other], [None, None], changed, scratch, BLOCK, base)
+    found = read_table(table, [BLOCK] * 4 + [300 - 4 * BLOCK], [False, False], None, based=True)
+    for number, sums in enumerate(found):
+        part = slice(number * BLOCK, (number + 1) * BLOCK)
+        expected = conflict_sums([one[part], other[part]], base[part], [t[part] for t in scratch])
+        for parent in sums:
+            assert (parent.conflict, parent.conflict_whole) == pytest.approx(expected, rel=1e-9)
