@@ -15,7 +15,7 @@ from mergekit_cl.commands.streams import Streams
 @click.command("fisher")
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--data", multiple=True, required=True, metavar="PATH", help="File, directory or quoted glob."
+    "--data", multiple=True, metavar="PATH", help="Rows: a file, directory or quoted glob."
 )
 @click.option("--text-field", metavar="NAME", help="Field of the text, where it is not `text`.")
 @click.option("--label-field", metavar="NAME", help="Field of the label, where it is not `label`.")
@@ -24,8 +24,14 @@ from mergekit_cl.commands.streams import Streams
 )
 @click.option(
     "--estimator",
-    type=click.Choice(["mc", "exact", "empirical"]),
+    type=click.Choice(["mc", "exact", "empirical", "adam"]),
     help="Default: exact for classifiers of up to 64 classes, else mc.",
+)
+@click.option(
+    "--optimizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For adam: optimizer.pt, or a folder of torch.distributed.checkpoint.",
 )
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Labels, mc.")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows.")
@@ -64,12 +70,21 @@ def command(
     \b
     clmerge fisher MODEL --data rows.jsonl
     clmerge fisher MODEL --data 'texts/*.txt' --samples 512 --max-length 256
+    clmerge fisher MODEL --estimator adam --optimizer checkpoint-500/optimizer.pt
     """
+    from mergekit_cl.estimating.adam import run_adam
     from mergekit_cl.estimating.request import FisherRequest
     from mergekit_cl.estimating.run import run_fisher
     from mergekit_cl.plan import Selection
     from mergekit_cl.report.fisher import fisher_document, plan_document, print_fisher, print_plan
 
+    if values["estimator"] == "adam":
+        if values["optimizer"] is None:
+            raise click.UsageError("missing option '--optimizer', which --estimator adam reads.")
+    elif values["optimizer"] is not None:
+        raise click.UsageError("--optimizer is read by --estimator adam alone.")
+    elif not data:
+        raise click.UsageError("missing option '--data'.")
     request = FisherRequest(
         model=model,
         data=data,
@@ -85,7 +100,10 @@ def command(
             print_plan(plan)
         return 0
     with streams.progress() as start:
-        outcome = run_fisher(request, start, streams.say)
+        if request.estimator != "adam":
+            outcome = run_fisher(request, start, streams.say)
+        elif not streams.silent:
+            outcome = run_adam(request)
     if streams.silent:
         return 0
     for note in outcome.notes:

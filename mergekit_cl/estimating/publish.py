@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from mergekit_cl.manifest import versions
 from mergekit_cl.output.staging import Staging
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fisher.accumulator import Estimate
     from mergekit_cl.training.encode import Encoded
     from mergekit_cl.training.model import BuiltModel
@@ -28,12 +30,6 @@ def describe_estimate(
     described: dict[str, Any],
 ) -> dict[str, Any]:
     """The metadata of docs/sidecar.md but for the statistics per tensor."""
-    missing = dict(built.missing)
-    for parameter, reason in estimate.missing.items():
-        missing.update(dict.fromkeys(built.files_of(parameter), reason))
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.is_float and name not in request.selection:
-            missing.setdefault(name, "excluded")
     return {
         **described,
         "estimator": estimate.estimator,
@@ -45,12 +41,25 @@ def describe_estimate(
         "max_length": encoded.max_length,
         "seed": request.seed,
         "mean_nll": estimate.mean_nll,
-        "missing": missing,
+        "missing": whole_missing(request, checkpoint, built, estimate.missing),
         "tied": dict(built.tied),
         "calibration": None,
         "compute_dtype": long_name(request.compute_dtype),
         "versions": versions(),
     }
+
+
+def whole_missing(
+    request: FisherRequest, checkpoint: Checkpoint, built: BuiltModel, reasons: Mapping[str, str]
+) -> dict[str, str]:
+    """{file tensor: why it has no Fisher}; reasons: those of parameters."""
+    missing = dict(built.missing)
+    for parameter, reason in reasons.items():
+        missing.update(dict.fromkeys(built.files_of(parameter), reason))
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.is_float and name not in request.selection:
+            missing.setdefault(name, "excluded")
+    return missing
 
 
 def publish_estimate(
@@ -63,25 +72,35 @@ def publish_estimate(
     staging: Staging,
     replaced: Sequence[Path],
 ) -> dict[str, Any]:
-    """Write, then move the sidecar into its place; returns its whole metadata.
-
-    replaced: files of the sidecar that was there before.
-    """
+    """Write and move an estimate's sidecar into its place; see `publish_values`."""
     errors = _standard_errors(built, estimate)
     described = {
         name: {"digest": digests[name], "standard_error": errors.get(name)}
         for name in checkpoint.tensors
     }
-    diagonal = (
-        (name, values)
-        for name, values in built.by_file(estimate.diagonal)
-        if name in request.selection
-    )
+    diagonal = built.by_file(estimate.diagonal)
+    return publish_values(request, checkpoint, diagonal, metadata, described, staging, replaced)
+
+
+def publish_values(
+    request: FisherRequest,
+    checkpoint: Checkpoint,
+    diagonal: Iterable[tuple[str, Tensor]],
+    metadata: dict[str, Any],
+    described: Mapping[str, Mapping[str, Any]],
+    staging: Staging,
+    replaced: Sequence[Path],
+) -> dict[str, Any]:
+    """Write, then move the sidecar into its place; returns its whole metadata.
+
+    diagonal: (file tensor, values); what is not selected is left out. described: what is known of
+    each tensor. replaced: files of the sidecar that was there before.
+    """
     target = staging.target
     layout, whole = store(
         staging.out,
         checkpoint,
-        diagonal,
+        ((name, values) for name, values in diagonal if name in request.selection),
         metadata,
         described,
         dtype=request.store_dtype,

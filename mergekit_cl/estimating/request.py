@@ -24,6 +24,7 @@ class FisherRequest:
     label_field: str | None = None
     adapter: Path | None = None
     estimator: str | None = None
+    optimizer: Path | None = None
     draws: int = 1
     samples: int = 256
     max_length: int = 512

@@ -51,10 +51,14 @@ def print_fisher(outcome: FisherOutcome) -> None:
         sure = f" (at most {error / trace:.0%} standard error)" if error and trace else ""
         nll = said.get("mean_nll")
         loss = "" if nll is None else f", {nll:.3f} nats per token"
+        source = f"{said['examples']} rows, {said['tokens']} tokens{loss}"
+        unit = "per row"
+        if said["unit"] == "optimizer":
+            source = f"a saved optimizer after {said['optimizer']['steps']} steps"
+            unit = "of squared batch gradients; it compares with its own kind alone"
         lines = [
-            f"{said['estimator']} Fisher of {len(said['tensors'])} tensors from "
-            f"{said['examples']} rows, {said['tokens']} tokens{loss}",
-            f"trace {trace:.4g} per row{sure}",
+            f"{said['estimator']} Fisher of {len(said['tensors'])} tensors from {source}",
+            f"trace {trace:.4g} {unit}{sure}",
             *_missing(said["missing"]),
             f"output: {outcome.target} ({size(outcome.nbytes)}), {duration(outcome.seconds)}",
         ]
@@ -65,7 +69,8 @@ def plan_document(request: FisherRequest) -> dict[str, Any]:
     """What `--dry-run` prints, from headers; the data's files are looked for, not read."""
     from mergekit_cl.training.files import find_files
 
-    find_files(request.data)
+    if request.optimizer is None:
+        find_files(request.data)
     with open_checkpoint(request.model) as checkpoint:
         chosen = [
             t for t in checkpoint.tensors.values() if t.is_float and t.name in request.selection
@@ -78,7 +83,7 @@ def plan_document(request: FisherRequest) -> dict[str, Any]:
             "bytes_read": checkpoint.nbytes,
             "bytes_written": elements * (2 if request.store_dtype == "BF16" else 4),
             "memory_bytes": memory_needed(request, checkpoint),
-            "rows_at_most": request.samples,
+            "rows_at_most": request.samples if request.optimizer is None else 0,
         }
 
 
