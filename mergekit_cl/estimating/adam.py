@@ -114,7 +114,6 @@ def _identity(
     entries = [(t.name, t.dtype, t.shape, digests[t.name]) for t in checkpoint.tensors.values()]
     return {
         "weights_digest": weights_digest(entries),
-        "data_digest": None,
         "optimizer": {
             "digest": _moments_digest(placed),
             "steps": int(max(moment.step for moment in placed.values())),

@@ -223,7 +223,7 @@ def test_what_it_cannot_use_is_refused_and_nothing_is_left(models: Path, case: s
         ("a --data rows.jsonl --samples 0", "0 is not in the range"),
         ("a --data rows.jsonl --batch-size none", "'none' is neither auto nor a number"),
         ("a --data rows.jsonl --batch-size 0", "'0' is neither auto nor a number"),
-        ("a --data rows.jsonl --estimator adam", "'adam' is not one of"),
+        ("a --data rows.jsonl --estimator sgd", "'sgd' is not one of"),
         ("a --data rows.jsonl --store-dtype int8", "'int8' is not one of"),
         ("c --data labelled.csv --draws 2", "draws"),
         ("a --data rows.jsonl --memory 1KB", "--memory 1000"),

@@ -66,7 +66,8 @@ def test_a_trainer_s_checkpoint_gives_its_second_moments_and_nothing_else(models
     said = said_by(models / "run/checkpoint-2" / SIDECAR)
     assert (said["estimator"], said["unit"], said["level"]) == ("adam", "optimizer", "batch")
     assert (said["optimizer"]["steps"], said["optimizer"]["beta2"]) == (2, [0.999])
-    assert (said["examples"], said["mean_nll"], said["data_digest"]) == (0, None, None)
+    assert (said["examples"], said["mean_nll"]) == (0, None)
+    assert "data_digest" not in said
     assert document["trace_standard_error"] is None
     again = clmerge("fisher", "run/checkpoint-2", *LINE, "--store-dtype", "float32")
     assert "up to date" in again.err
