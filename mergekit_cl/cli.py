@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
 from importlib import import_module
 from traceback import print_exception
 from typing import NoReturn
@@ -30,6 +34,8 @@ COMMANDS = {
 
 EVERYWHERE = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
 """Flags accepted anywhere on the line."""
+
+HELP = {"-h", "--help", "--version"}
 
 
 class LazyGroup(click.Group):
@@ -84,10 +90,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if streams.json or streams.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupt = interrupting(hint="give the same command again")
+    # Threads that spin while they wait make torch several times slower on a shared machine. OpenMP
+    # reads this when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:
-        code = cli.main(rest, prog_name="clmerge", standalone_mode=False, obj=streams) or 0
+        with _as_document(streams, rest):
+            code = cli.main(rest, prog_name="clmerge", standalone_mode=False, obj=streams) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more to say, and no traceback at exit.
@@ -98,6 +108,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print_exception(error)
         code = _tell(error, streams, rest)
     sys.exit(code)
+
+
+@contextmanager
+def _as_document(streams: Streams, words: list[str]) -> Iterator[None]:
+    """Help and version as JSON, where that is asked for: click prints them as text."""
+    before = words[: words.index("--")] if "--" in words else words
+    asked = "version" if "--version" in before else "help"
+    if not streams.json or HELP.isdisjoint(before):
+        yield
+        return
+    text = io.StringIO()
+    with redirect_stdout(text):
+        yield
+    print(json.dumps({asked: text.getvalue().rstrip()}))  # noqa: T201
 
 
 def split_flags(arguments: list[str]) -> tuple[list[str], set[str]]:
@@ -140,6 +164,10 @@ def _usage(error: click.ClickException, words: list[str]) -> tuple[str, str | No
     path = " ".join(["clmerge", *(word for word in words[:1] if word in COMMANDS)])
     message = message[:1].lower() + message[1:]
     what, nearest = _split_suggestion(message)
+    if isinstance(error, click.NoSuchOption) and nearest is None:
+        # Flags that stand anywhere are taken off the line: the group does not know them.
+        near = get_close_matches(error.option_name, [*EVERYWHERE, *HELP], cutoff=0.6)
+        nearest = near[0] if near else None
     return what.rstrip(". "), nearest or f"{path} --help"
 
 
@@ -153,7 +181,5 @@ def _split_suggestion(message: str) -> tuple[str, str | None]:
 
 
 def _nearest(name: str) -> str:
-    from difflib import get_close_matches
-
     near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
     return f" Did you mean clmerge {near[0]}?" if near else ""

@@ -26,6 +26,10 @@ Kind = Literal[
     "fisher_stale",
     "fisher_weights_digest",
     "fisher_unreadable",
+    "carry_stale",
+    "carry_unreadable",
+    "divergence_verdict",
+    "divergence_unreadable",
 ]
 
 

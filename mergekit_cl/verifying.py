@@ -29,6 +29,7 @@ from mergekit_cl.manifest import describe_input
 from mergekit_cl.recorded import Recorded, find_manifest, read_recorded
 from mergekit_cl.report.progress import Start
 from mergekit_cl.sidecar import NAMES, find_sidecar, open_sidecar
+from mergekit_cl.verifying_beside import compare_carry, compare_divergence
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
         read = _read(parts, progress, threads, whole=whole)
         if recorded is not None:
             differences += [*compare_files(recorded, read), *compare_tensors(recorded, read)]
+            differences += compare_divergence(side_folder, recorded)
+        if isinstance(opened, Checkpoint):
+            differences += compare_carry(opened, read)
         if sidecar is not None:
             differences += _compare_sidecar(sidecar, read, alone=recorded is None)
     return Verification(

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergekit_cl.checkpoint.beyond import locate_url
 from mergekit_cl.checkpoint.hub import HUB, fetch
 from mergekit_cl.checkpoint.index import read_index
+from mergekit_cl.checkpoint.nearest import nearest_path
 from mergekit_cl.checkpoint.place import INDEXES, SINGLE, Place, side_name
 from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path
 from mergekit_cl.errors import InputError
@@ -38,10 +39,13 @@ def _locate_here(place: Path) -> Place:
     if kind == "file":
         return Place(place.parent, (place,), None, single_file_side_folder(place), folder=False)
     looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) is not None
+    hints = [f"hf://{place} if this is a model on the hub"] if looks_like_hub else []
+    if (near := nearest_path(place)) is not None:
+        hints.insert(0, str(near))
     raise InputError(
         "no such file or directory",
         detail=f"{place!s:.300}",
-        hint=f"hf://{place} if this is a model on the hub" if looks_like_hub else None,
+        hint=", or ".join(hints) or None,
     )
 
 

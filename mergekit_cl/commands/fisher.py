@@ -61,6 +61,7 @@ def command(
     output: Path | None,
     store_dtype: str,
     dry_run: bool,
+    adapter: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     **values: Any,
@@ -73,6 +74,7 @@ def command(
     clmerge fisher MODEL --estimator adam --optimizer checkpoint-500/optimizer.pt
     """
     from mergekit_cl.estimating.adam import run_adam
+    from mergekit_cl.estimating.place import adapter_folder
     from mergekit_cl.estimating.request import FisherRequest
     from mergekit_cl.estimating.run import run_fisher
     from mergekit_cl.plan import Selection
@@ -91,6 +93,7 @@ def command(
         target=output,
         store_dtype={"bfloat16": "BF16", "float32": "F32"}[store_dtype],
         selection=Selection(include, exclude),
+        adapter=adapter_folder(adapter),
         **values,
     )
     if dry_run:

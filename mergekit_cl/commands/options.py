@@ -18,12 +18,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def everywhere(command: Command) -> Command:
     """Flags that are taken off the line before click sees it; declared for the help page."""
-    for name, text in (
-        ("--debug", "Show where an error comes from."),
-        ("--quiet", "No progress, no summary."),
-        ("--json", "One JSON document on stdout, errors included."),
+    for names, text in (
+        (("--debug",), "Show where an error comes from."),
+        (("-q", "--quiet"), "No progress, no summary."),
+        (("--json",), "One JSON document on stdout, errors included."),
     ):
-        command = click.option(name, is_flag=True, expose_value=False, help=text)(command)
+        command = click.option(*names, is_flag=True, expose_value=False, help=text)(command)
     return command
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
-from mergekit_cl.checkpoint.urls import as_typed, is_url, shown
+from mergekit_cl.checkpoint.hub import HUB, fetch
+from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.errors import FormatError, OptionError, OutputError
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.output.staging import Staging
@@ -53,6 +54,25 @@ def _unwritable(checkpoint: Checkpoint, target: str) -> OutputError:
         hint=f"clmerge fisher {checkpoint.path} --data ... -o fisher.safetensors, "
         "then clmerge fisher-merge ... --fisher fisher.safetensors",
     )
+
+
+def adapter_folder(given: Path | None) -> Path | None:
+    """The folder of an adapter on this disk; one on the hub is fetched.
+
+    Raises OptionError for other places beyond this disk.
+    """
+    if given is None or not is_url(text := as_typed(given)):
+        return given
+    if text.startswith(HUB):
+        return fetch(text)[0]
+    here = local_path(text)
+    if here is None:
+        raise OptionError(
+            "an adapter is read from this disk or from the hub",
+            detail=f"--adapter {shown(text)}",
+            hint="copy its folder here first, or hf://ORG/NAME",
+        )
+    return here
 
 
 def existing_sidecar(target: Path) -> Sidecar | None:

@@ -11,7 +11,7 @@ from mergekit_cl.divergence.verdict import TensorMetrics
 from mergekit_cl.report.amounts import duration, number, size
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from mergekit_cl.merging import MergeOutcome
 
@@ -50,7 +50,7 @@ def print_merge(outcome: MergeOutcome) -> None:
     if outcome.device is not None:
         console.print(f"computed on {escape(_device(outcome.device))}")
     if outcome.divergence is not None:
-        _print_layers(console, outcome.divergence)
+        console.print(layers_table(outcome.divergence))
         verdict = outcome.divergence.verdict
         console.print(f"verdict: [bold]{'lossy' if verdict.lossy else 'ok'}[/bold]")
         for reason in verdict.reasons:
@@ -87,7 +87,8 @@ def _device(told: Mapping[str, str]) -> str:
     return f"{told['name']}: {told['reason']}"
 
 
-def _print_layers(console: Console, divergence: Divergence) -> None:
+def layers_table(divergence: Divergence) -> Table:
+    """The layers that moved most, each with the parent it moved most from."""
     from rich.table import Table
     from rich.text import Text
 
@@ -96,11 +97,15 @@ def _print_layers(console: Console, divergence: Divergence) -> None:
     names = [*(row.name for row in rows), *(row.name for row in by_loss)]
     table = Table(title="layers that moved most", box=None, pad_edge=False, title_justify="left")
     for heading in ("layer", "from", "rel_l2", "predicted_kl", "survival", "changed"):
-        table.add_column(heading, justify="left" if heading in ("layer", "from") else "right")
+        text = heading in ("layer", "from")
+        # A long path goes on in the next line: its end is what tells one model from another.
+        table.add_column(
+            heading, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     shown = {(row.name, row.parent): row for row in [*rows, *by_loss]}
     for row in sorted(shown.values(), key=lambda row: names.index(row.name)):
         table.add_row(Text(row.name), Text(row.parent), *_cells(row))
-    console.print(table)
+    return table
 
 
 def _cells(row: TensorMetrics) -> list[str]:

@@ -27,8 +27,12 @@ LABELS = {
     "fisher_stale": "Fisher of other weights",
     "fisher_weights_digest": "Fisher of another model",
     "fisher_unreadable": "unreadable sidecar",
+    "carry_stale": "residuals of other weights",
+    "carry_unreadable": "residuals not readable",
+    "divergence_verdict": "another verdict than recorded",
+    "divergence_unreadable": "report not readable",
 }
-_VALUES = ("dtype", "shape", "file_size", "file_unreadable", "fisher_unreadable")
+_VALUES = ("dtype", "shape", "file_size")
 
 
 def verify_document(found: Verification) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _said(difference: Difference) -> str:
     name = shown(difference.name)
     if difference.kind == "weights_digest":
         return f"{shown(difference.recorded)} recorded"
-    if difference.kind not in _VALUES:
+    if difference.kind not in _VALUES and not difference.kind.endswith("_unreadable"):
         return name
     if difference.recorded is None:
         return f"{name}: {shown(difference.found, 200)}"

@@ -6,6 +6,8 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mergekit_cl.checkpoint.nearest import nearest_path
+from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text")
@@ -26,7 +28,7 @@ def find_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
 
 
 def _files_of(path: str | Path) -> Iterable[Path]:
-    place = Path(path)
+    place = local_path(as_typed(path)) or Path(path)
     if place.is_dir():
         below = sorted(file for file in place.rglob("*") if _is_data(file, place))
         if not below:
@@ -44,7 +46,16 @@ def _files_of(path: str | Path) -> Iterable[Path]:
         if not files:
             raise DataError("no file matches the pattern", detail=str(path))
         return [_known(file) for file in files]
-    raise DataError("no such file or directory", detail=str(path))
+    if is_url(as_typed(path)) and local_path(as_typed(path)) is None:
+        raise DataError(
+            "rows are read from this disk",
+            detail=f"--data {shown(as_typed(path))}",
+            hint="copy the file here first (hf download, aws s3 cp, curl -O), then name the copy",
+        )
+    near = nearest_path(place)
+    raise DataError(
+        "no such file or directory", detail=str(path), hint=None if near is None else str(near)
+    )
 
 
 def _is_data(file: Path, root: Path) -> bool:

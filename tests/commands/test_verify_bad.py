@@ -102,7 +102,7 @@ def _is_compared(path: tuple[Any, ...]) -> bool:
         return path[2:3] != ("path",) and path[2:3] != ("role",)
     if path[0] == "tensors":
         return path[2:3] != ("action",)
-    return path[0] == "format"
+    return path[0] in ("format", "verdict")
 
 
 # Names
