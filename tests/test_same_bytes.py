@@ -1,4 +1,5 @@
-"""The same merge in another process, on other vector units and hash seeds, is the same bytes."""
+"""The same merge in another process, on other vector units and hash seeds, is the same bytes; so is
+one that reads its files another way. Blocks and pieces: test_stream.py; the ring: tests/ring."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import (
     by_fisher,
     fisher_like,
@@ -19,6 +22,8 @@ from making import (
     write_model,
     write_sidecar,
 )
+
+from mergekit_cl.checkpoint import readers
 
 SIZE = 200_003  # more than a block, and no multiple of any vector
 
@@ -82,6 +87,27 @@ def test_vector_units_and_hash_seeds_change_no_bit(
     assert len(names) == 15
     for name in names:
         assert weight_bytes(tmp_path / name) == weight_bytes(here / name), name
+
+
+@settings(deadline=None, max_examples=6)
+@given(st.booleans(), st.integers(1, 4), st.integers(10**4, 10**6))
+def test_how_files_are_read_changes_no_bit_whatever_workers_and_shards(
+    inputs: list[Path],
+    here: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    by_position: bool,
+    threads: int,
+    limit: int,
+) -> None:
+    target = tmp_path_factory.mktemp("read") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        # Files on a network are read by position, others by mapping them.
+        patch.setattr(readers, "is_on_network", lambda path: by_position)
+        method = by_fisher(inputs)
+        merge(method, target, dtype="BF16", threads=threads, shard_size=limit)
+    kinds = {type(one._readers["long"]) for one in method.checkpoints}
+    assert kinds == {readers.PositionedFile if by_position else readers.MappedFile}
+    assert weight_bytes(target) == weight_bytes(here / "fisher-BF16")
 
 
 if __name__ == "__main__":
