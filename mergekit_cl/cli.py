@@ -85,8 +85,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of docs/commands.md."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     rest, flags = split_flags(given)
-    place = launched()
-    streams = Streams(json="json" in flags, quiet="quiet" in flags, silent=place.rank > 0)
+    # Of a Fisher's processes the first one speaks; any other command is one process's own.
+    silent = rest[:1] == ["fisher"] and launched().rank > 0
+    streams = Streams(json="json" in flags, quiet="quiet" in flags, silent=silent)
     if streams.json or streams.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupt = interrupting(hint="give the same command again")

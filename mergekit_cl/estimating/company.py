@@ -120,7 +120,8 @@ def _join(place: Launched, device: str) -> Meeting:
         raise OutputError(
             "the processes did not find each other",
             detail=f"process {place.rank} of {place.world}: {str(error).splitlines()[0]:.200}",
-            hint="start all of them with torchrun, with one --rdzv-endpoint that all can reach",
+            hint="start all of them with torchrun, with one --rdzv-endpoint that all can reach; "
+            "for one process alone, unset WORLD_SIZE",
         ) from error
 
 

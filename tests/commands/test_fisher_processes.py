@@ -103,6 +103,14 @@ def test_an_error_of_one_process_ends_all_with_one_message(models: Path, fails: 
 
 
 @pytest.mark.long
+def test_wrong_usage_and_plans_are_said_once(models: Path) -> None:
+    wrong = end(launch(2, "-m", "mergekit_cl", "fisher", "a"))
+    assert wrong.err.count("error: missing option '--data'") == 1, wrong.err
+    plan = end(launch(2, "-m", "mergekit_cl", *LINE, "--dry-run"))
+    assert (plan.code, plan.out.count("fisher into ")) == (0, 1), plan
+
+
+@pytest.mark.long
 def test_a_missing_file_is_said_once(models: Path) -> None:
     before = snapshot(models)
     result = end(launch(2, "-m", "mergekit_cl", "fisher", "a", "--data", "none.jsonl", "--json"))

@@ -77,12 +77,13 @@ def test_two_processes_of_which_one_may_have_no_rows_give_the_sums_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tied llama", pytest.param("mixtral", marks=pytest.mark.long)])
 def test_a_model_in_shards_ends_with_its_fisher_in_the_same_shards(
-    build: Any, rows: Any, split: Any, distance: Any, tmp_path: Path
+    build: Any, rows: Any, split: Any, distance: Any, tmp_path: Path, kind: str
 ) -> None:
     import torch.distributed.checkpoint as checkpoint
 
-    model, batches = build("tied llama"), split(rows(lengths=(5, 11, 2, 8, 13, 7)), 3)
+    model, batches = build(kind), split(rows(lengths=(5, 11, 2, 8, 13, 7)), 3)
     expected = _alone(copy.deepcopy(model), batches)
     shares = [[batch] for batch in batches]
     for found in together(2, _shards, tmp_path, model, shares, tmp_path):
