@@ -121,7 +121,7 @@ def test_a_sharded_model_whose_rows_cannot_go_together_is_refused(tmp_path: Path
     batch = Batch({"x": torch.randn(2, 3)}, torch.tensor([0, 1]), ("one", "two"))
     (said,) = together(1, _sorted, tmp_path, batch)
     assert "cannot be taken one at a time" in said
-    assert "regroups rows" in said
+    assert "rows meet before second.weight" in said
 
 
 def test_counts_add_flags_join_and_settings_must_agree() -> None:

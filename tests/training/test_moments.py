@@ -201,7 +201,7 @@ def _train_in_shards(rank: int, place: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shards_that_fsdp2_saves_are_put_together(tmp_path: Path) -> None:
     wanted, _ = together(2, _train_in_shards, tmp_path, tmp_path / "saved")
     found = read(tmp_path / "saved", nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)))
