@@ -27,6 +27,8 @@ COMMANDS = {
     "fisher-merge": "Merge models weighted by their Fisher sidecars.",
     "linear-merge": "Merge models by a weighted average.",
     "ema-merge": "Move a state towards newer models: an exponential moving average.",
+    "diff": "Tell how far a checkpoint is from another, such as a merge from a parent.",
+    "check": "Hold a merge to a policy of how far it may be from its parents.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",
     "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",
 }
@@ -76,8 +78,8 @@ def cli() -> None:
     clmerge fisher-merge A B
 
     Every command takes --json (one JSON document on stdout), --quiet and --debug, anywhere on the
-    line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict, 130 or 143
-    interrupted (the same command continues).
+    line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict or by check, 130 or
+    143 interrupted (the same command continues).
     """
 
 

@@ -46,7 +46,18 @@ def read_recorded(path: Path) -> Recorded:
     Raises InputError where the file cannot be read, FormatError where it is not a manifest or one
     that another version wrote, naming what is wrong.
     """
-    content = _load(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            "the manifest cannot be read", detail=f"{path}: {error.strerror}"
+        ) from error
+    return parse_recorded(raw, path)
+
+
+def parse_recorded(raw: bytes, path: Path) -> Recorded:
+    """A manifest from its bytes; path: where they came from, for messages."""
+    content = _load(raw, path)
     if content.get("format") != FORMAT:
         raise _broken(
             "is not a manifest of this version", path, f"format {content.get('format')!r}"
@@ -70,13 +81,9 @@ def read_recorded(path: Path) -> Recorded:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            "the manifest cannot be read", detail=f"{path}: {error.strerror}"
-        ) from error
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise _broken("is not JSON", path, str(error)) from error
     if not isinstance(content, dict):

@@ -100,6 +100,14 @@ class Checkpoint:
         found = self._source.find(f"{self.side_folder.name}/{name}", optional=True)
         return None if found is None else found.url
 
+    def read_beside(self, name: str) -> bytes | None:
+        """The content of a small file in the side folder; None where it is not there."""
+        if self._source is None:
+            path = self.side_folder / name
+            return path.read_bytes() if path.is_file() else None
+        found = self._source.find(f"{self.side_folder.name}/{name}", optional=True)
+        return None if found is None else self._source.fetch(found, 0, found.nbytes)
+
     @property
     def side_place(self) -> str:
         """The side folder's place as messages show it."""

@@ -97,10 +97,13 @@ def summarise(
 
 def worst_layers(divergence: Divergence, metric: str, count: int) -> list[TensorMetrics]:
     """The layers that differ most from any parent, each once, by its worst parent."""
+    return worst(divergence.layers, metric, count)
+
+
+def worst(rows: Sequence[TensorMetrics], metric: str, count: int) -> list[TensorMetrics]:
+    """The layers or tensors of rows for which a metric is worst, each once, by its worst parent."""
     sign = 1.0 if metric in _SMALLER_IS_WORSE else -1.0
-    known = [
-        (row, value) for row in divergence.layers if (value := row.metrics[metric]) is not None
-    ]
+    known = [(row, value) for row in rows if (value := row.metrics[metric]) is not None]
     found: dict[str, TensorMetrics] = {}
     for row, _ in sorted(known, key=lambda pair: sign * pair[1]):
         found.setdefault(row.name, row)

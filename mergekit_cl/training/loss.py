@@ -1,0 +1,144 @@
+"""A model's loss on rows, row by row: what `--data` measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fisher.batch import Batch
+from fisher.labels import softmaxes
+from mergekit_cl.errors import DataError, InputError, MismatchError
+from mergekit_cl.training.encode import Encoded, auto_batch_size, encode
+from mergekit_cl.training.model import BuiltModel, build
+from mergekit_cl.training.rows import Row
+from mergekit_cl.training.tokenizer import load_tokenizer, pad_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mergekit_cl.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Per row, in one order for every model: `ids`, nats, positions that carry a loss, and for a
+    classifier whether the likeliest class is the row's."""
+
+    ids: tuple[str, ...]
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+    correct: tuple[bool, ...] | None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard error over rows; the error is None for fewer than two rows."""
+
+    value: float
+    standard_error: float | None
+
+
+def measure_losses(
+    checkpoint: Checkpoint,
+    rows: Sequence[Row],
+    *,
+    max_length: int,
+    device: str | torch.device,
+    like: Encoded | None,
+    advance: Callable[[int], None],
+) -> tuple[RowLosses, Encoded]:
+    """The loss of a checkpoint's model on each row, computed in float32.
+
+    like: the rows as another model reads them. Raises MismatchError where this one reads them
+    otherwise (another tokenizer: losses per token do not compare), DataError for unlabelled rows of
+    a classifier, InputError where the model's outputs are not finite.
+    """
+    tokenizer = load_tokenizer(checkpoint.root)
+    config = checkpoint.config or {}
+    pad = pad_id(tokenizer, config)
+    built = build(checkpoint, device=device, pad_id=pad)
+    encoded = encode(rows, tokenizer, task=built.kind, config=config, max_length=max_length)
+    if encoded.unlabelled:
+        raise DataError(
+            "measuring a classifier's loss needs labels",
+            detail=f"{encoded.unlabelled} of {len(rows)} rows have none",
+            hint="name their field with --label-field",
+        )
+    if like is not None and like.rows != encoded.rows:
+        raise MismatchError(
+            "the models read the same rows as different tokens, so their losses do not compare",
+            detail=f"{checkpoint.path}: another tokenizer, template or length limit",
+            hint="compare models of one tokenizer, or leave --data out",
+        )
+    return _measure(built, encoded, checkpoint, advance), encoded
+
+
+def mean_loss(losses: RowLosses) -> Mean:
+    """Nats per token: the sum of all rows over the sum of their tokens."""
+    return _per_token(losses.nats, losses.tokens)
+
+
+def mean_rise(merged: RowLosses, parent: RowLosses) -> Mean:
+    """How many nats per token more the merged model has than the parent, paired by row."""
+    return _per_token([m - p for m, p in zip(merged.nats, parent.nats, strict=True)], merged.tokens)
+
+
+def accuracy(losses: RowLosses) -> Mean | None:
+    """The share of rows whose likeliest class is theirs; None for a language model."""
+    if losses.correct is None:
+        return None
+    return _per_token([float(right) for right in losses.correct], [1] * len(losses.correct))
+
+
+def _per_token(values: Sequence[float], tokens: Sequence[int]) -> Mean:
+    """sum x / sum t; its error is that of a ratio: sqrt(n / (n - 1) sum (x - mean t)^2) / sum t."""
+    count, whole = len(values), sum(tokens)
+    mean = math.fsum(values) / whole
+    if count < 2:
+        return Mean(mean, None)
+    spread = math.fsum((x - mean * t) ** 2 for x, t in zip(values, tokens, strict=True))
+    return Mean(mean, math.sqrt(count / (count - 1) * spread) / whole)
+
+
+def _measure(
+    built: BuiltModel, encoded: Encoded, checkpoint: Checkpoint, advance: Callable[[int], None]
+) -> RowLosses:
+    device = next(built.model.parameters()).device
+    nats: list[float] = []
+    tokens: list[int] = []
+    correct: list[bool] = []
+    with torch.inference_mode():
+        for batch in encoded.batches(auto_batch_size(built.parameters, encoded.longest)):
+            here = batch.to(device)
+            logits = built.model(**here.inputs).logits
+            found = _row_nats(logits, here)
+            if not bool(found.isfinite().all()):
+                raise InputError(
+                    "the model's outputs are not finite", detail=f"{checkpoint.path} on --data"
+                )
+            nats += found.tolist()
+            tokens += (here.labels.reshape(len(here), -1) >= 0).sum(dim=1).tolist()
+            if built.kind == "classifier":
+                correct += (logits.argmax(dim=-1) == here.labels).tolist()
+            advance(len(batch))
+    ids = tuple(row.id for row in encoded.rows)
+    right = tuple(correct) if built.kind == "classifier" else None
+    return RowLosses(ids, tuple(nats), tuple(tokens), right)
+
+
+def _row_nats(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B,) float64: -log p of each row's labels, summed over its positions."""
+    scores = logits.reshape(-1, logits.shape[-1])
+    labels = batch.labels.reshape(-1)
+    rows = torch.arange(len(batch), device=labels.device)
+    rows = rows.repeat_interleave(labels.numel() // len(batch))
+    nats = torch.zeros(len(batch), dtype=torch.float64, device=labels.device)
+    for chunk in softmaxes(logits, batch.labels):
+        true = labels[chunk.where]
+        given = scores[chunk.where].gather(1, true.unsqueeze(1)).squeeze(1).double()
+        nats.index_add_(0, rows[chunk.where], chunk.logsumexp - given)
+    return nats
