@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisher.checkpointing import keep_checkpointing
+
 
 @contextmanager
 def quiet(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
@@ -30,6 +32,7 @@ def quiet(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
         _keep_modules(model, stack)
         _keep_parameters(model, stack)
         model.eval()
+        keep_checkpointing(model, stack)
         chosen = {id(p) for p in wanted}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)

@@ -83,6 +83,45 @@ class Scale(torch.autograd.Function):
         return (d * weight).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None, None
 
 
+class Norm(torch.autograd.Function):
+    """The layer norm over x's last axes, with gain and bias or without."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shape: tuple[int, ...],
+        eps: float,
+        anchor: Tensor,
+        use: Use,
+    ) -> Tensor:
+        """x: (B or B*P, ..., *shape)."""
+        result, mean, inverse = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.shape, ctx.use = torch.Size(shape), use
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        """d: like x."""
+        use: Use = ctx.use
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        if use.weight is not None:
+            normal = (x.to(wide(x)) - mean) * inverse
+            gain = use.summed(d.to(wide(d)) * normal, ctx.shape)
+            use.sink.vectors(use.weight, gain, use.part)
+        if use.bias is not None:
+            use.sink.vectors(use.bias, use.summed(d, ctx.shape), use.bias_part)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None, None, None
+        back: Tensor = torch.ops.aten.native_layer_norm_backward(
+            d.contiguous(), x, ctx.shape, mean, inverse, weight, bias, (True, False, False)
+        )[0]
+        return back, None, None, None, None, None, None
+
+
 class Shift(torch.autograd.Function):
     """`x + bias` where the bias's shape is that of x's last axes."""
 

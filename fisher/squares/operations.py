@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fisher.squares import norms
 from fisher.squares.convolution import geometry
 from fisher.squares.experts import Batched, Grouped, RowShift
 from fisher.squares.layers import Affine, Convolution, Lookup, Scale, Shift
@@ -39,7 +40,7 @@ def affine(
     result = Affine.apply(  # type: ignore[no-untyped-call]
         x, matrix.t() if stored_in_out else matrix, b.value if b else bias, uses.anchor, use
     )
-    return _noted(uses, result, owners, 1)
+    return uses.noted(result, owners, 1)
 
 
 def product(uses: Uses, x: Any, weight: Any) -> Any:
@@ -89,7 +90,7 @@ def scale(uses: Uses, a: Any, b: Any) -> Any:
     owners = uses.owners.rows(x, weight.dim())
     use = uses.use(handle, owners=owners)
     result = Scale.apply(x, weight, uses.anchor, use)  # type: ignore[no-untyped-call]
-    return _noted(uses, result, owners, weight.dim())
+    return uses.noted(result, owners, weight.dim())
 
 
 def shift(uses: Uses, a: Any, b: Any) -> Any:
@@ -109,7 +110,7 @@ def shift(uses: Uses, a: Any, b: Any) -> Any:
     owners = uses.owners.rows(x, bias.dim())
     use = uses.use(bias=handle, owners=owners)
     result = Shift.apply(x, bias, uses.anchor, use)  # type: ignore[no-untyped-call]
-    return _noted(uses, result, owners, bias.dim())
+    return uses.noted(result, owners, bias.dim())
 
 
 def shift_rows(uses: Uses, x: Any, handle: Handle) -> Any:
@@ -124,7 +125,7 @@ def shift_rows(uses: Uses, x: Any, handle: Handle) -> Any:
     ids = ids.expand(x.shape[:-1]).reshape(-1)
     use = uses.use(bias=handle, owners=owners)
     result = RowShift.apply(x, chosen, ids, uses.anchor, use)  # type: ignore[no-untyped-call]
-    return _noted(uses, result, owners, 1)
+    return uses.noted(result, owners, 1)
 
 
 def pick(uses: Uses, value: Any, index: Any) -> Any:
@@ -220,38 +221,6 @@ def convolution(
     )
 
 
-def batch_norm(
-    uses: Uses,
-    input: Tensor,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Any:
-    """By stored statistics, then gain and bias of each channel."""
-    if training:
-        return NotImplemented
-    with uses:
-        normal = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
-        return _by_channel(normal, weight, bias)
-
-
-def group_norm(
-    uses: Uses,
-    input: Tensor,
-    num_groups: int,
-    weight: Any = None,
-    bias: Any = None,
-    eps: Any = 1e-5,
-) -> Any:
-    """The norm without its parameters, then gain and bias of each channel."""
-    with uses:
-        return _by_channel(F.group_norm(input, num_groups, None, None, eps), weight, bias)
-
-
 def shift_in_place(uses: Uses, x: Any, value: Any) -> Any:
     """`x.add_(bias)`: the sum as a new tensor, written back so that x is it too."""
     result = NotImplemented if uses.handle(x) is not None else shift(uses, x, value)
@@ -259,33 +228,6 @@ def shift_in_place(uses: Uses, x: Any, value: Any) -> Any:
         return result
     with uses:
         return x.copy_(result)
-
-
-def layer_norm(
-    uses: Uses,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-) -> Any:
-    """The norm without its parameters, then gain and bias as the operations they are."""
-    with uses:
-        normal = F.layer_norm(input, normalized_shape, None, None, eps)
-        scaled = normal if weight is None else normal * weight
-        return scaled if bias is None else scaled + bias
-
-
-def rms_norm(
-    uses: Uses,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Any = None,
-    eps: float | None = None,
-) -> Any:
-    """The same for torch's own RMS norm."""
-    with uses:
-        return F.rms_norm(input, normalized_shape, None, eps) * weight
 
 
 def cast(uses: Uses, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -330,10 +272,10 @@ OPERATIONS: Mapping[Any, Callable[..., Any]] = {
     F.conv1d: partial(convolution, call=F.conv1d),
     F.conv2d: partial(convolution, call=F.conv2d),
     F.conv3d: partial(convolution, call=F.conv3d),
-    F.layer_norm: layer_norm,
-    F.batch_norm: batch_norm,
-    F.group_norm: group_norm,
-    F.rms_norm: rms_norm,
+    F.layer_norm: norms.layer_norm,
+    F.batch_norm: norms.batch_norm,
+    F.group_norm: norms.group_norm,
+    F.rms_norm: norms.rms_norm,
     torch.mul: scale,
     torch.Tensor.mul: scale,
     torch.add: shift,
@@ -363,20 +305,6 @@ def _bare(weight: Tensor) -> Tensor:
     while weight.dim() > 1 and weight.shape[0] == 1:
         weight = weight[0]
     return weight
-
-
-def _noted(uses: Uses, result: Tensor, owners: Tensor | None, features: int) -> Tensor:
-    """The result with the owners of its rows, where these are not in batch order."""
-    if owners is None:
-        return result
-    return uses.owners.give(result, owners.view(result.shape[: result.dim() - features]))
-
-
-def _by_channel(normal: Tensor, weight: Any, bias: Any) -> Tensor:
-    """Gain and bias for the second axis."""
-    last = normal.movedim(1, -1)
-    scaled = last if weight is None else last * weight
-    return (scaled if bias is None else scaled + bias).movedim(-1, 1)
 
 
 def _pair(uses: Uses, a: Any, b: Any) -> tuple[Any, Handle | None]:

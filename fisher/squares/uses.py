@@ -173,6 +173,12 @@ class Uses(TorchFunctionMode):
             return False
         return owners_of(x) is not None or x.shape[0] in self._leading
 
+    def noted(self, result: Tensor, owners: Tensor | None, features: int) -> Tensor:
+        """The result with the owners of its rows, where these are not in batch order."""
+        if owners is None:
+            return result
+        return self.owners.give(result, owners.view(result.shape[: result.dim() - features]))
+
     def use(
         self,
         weight: Handle | None = None,

@@ -27,7 +27,6 @@ _SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "attn_implementation": "eager",
     "experts_implementation": "eager",  # grouped products know no float64
 }
 _EXPERTS = {"moe_intermediate_size": 8, "num_experts_per_tok": 2}
@@ -163,8 +162,8 @@ ZOO = (
 )
 
 
-def build(architecture: Architecture) -> nn.Module:
-    """The model, with weights from one seed, large enough that its softmax is not flat."""
+def build(architecture: Architecture, scale: float = 0.25) -> nn.Module:
+    """The model, with weights from one seed; at the usual scale its softmax is far from flat."""
     import transformers
 
     config = getattr(transformers, architecture.family + "Config")
@@ -176,9 +175,9 @@ def build(architecture: Architecture) -> nn.Module:
         model: nn.Module = getattr(transformers, architecture.name)(config(**sizes))
         with torch.no_grad():
             for parameter in model.parameters():
-                scale = 0.25 if parameter.dim() > 1 else 0.1
-                parameter.copy_(torch.nan_to_num(parameter))
-                parameter.add_(torch.randn_like(parameter) * scale)
+                parameter.copy_(torch.nan_to_num(parameter))  # some are left for a loader to fill
+                spread = scale if parameter.dim() > 1 else scale / 2.5
+                parameter.add_(torch.randn_like(parameter) * spread)
     return model.train()
 
 

@@ -1,0 +1,201 @@
+"""What a diagonal Fisher costs, as multiples of one forward and backward pass of the same batches.
+
+    python benchmarks/fisher.py [--tokens 64 512] [--batch 8] [--runs 5] [--peers-python PYTHON]
+    python benchmarks/fisher.py --device cuda      a model of 1 B parameters in bfloat16
+
+Floor: forward, summed loss, backward into `.grad`. Contestants take turns in one process, after a
+warm-up; a figure is the smallest of `--runs`. Peers are measured where they import: data and labels
+are the same for all (the true ones), and each peer's diagonal is compared with ours on the
+parameters it covers. What a peer cannot run is listed with its own reason. Peers, in an environment
+of their own with torch, transformers and this repository on PYTHONPATH:
+
+    pip install torch==2.13.0 transformers==5.23.0 psutil
+    pip install --no-deps kronfluence==1.0.1 backpack-for-pytorch==1.7.1 nngeometry==0.4 \
+        einops einconv opt-einsum unfoldNd accelerate tqdm
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from fisher_peers import PEERS, Task, loss_of
+
+from fisher.accumulator import Accumulator
+from fisher.batch import Batch
+
+SIZES = {
+    "cpu": {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    "cuda": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+}
+
+
+def make_task(device: str, batch: int, tokens: int) -> Task:
+    """A Llama-shaped model with random weights, and one batch of random tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES[device], max_position_embeddings=tokens, use_cache=False)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(dtype).eval()
+    ids = torch.randint(3, SIZES[device]["vocab_size"], (batch, tokens), device=device)
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1] = ids[:, 1:]
+    return Task(model, ids, labels)
+
+
+def ours(task: Task) -> tuple[Callable[[], None], Callable[[], dict[str, torch.Tensor]]]:
+    """`fisher`'s accumulator, one batch at a time."""
+    names = tuple(map(str, range(len(task.ids))))
+    batch = Batch({"input_ids": task.ids}, task.labels, names)
+    accumulator = Accumulator(task.model, estimator="empirical")
+    return lambda: accumulator.add(batch), lambda: accumulator.result().diagonal
+
+
+def floor(task: Task) -> Callable[[], None]:
+    """One training step without its step."""
+
+    def step() -> None:
+        task.model.zero_grad(set_to_none=True)
+        loss_of(task.model(input_ids=task.ids).logits, task.labels).backward()
+
+    return step
+
+
+def seconds(step: Callable[[], None], device: str) -> float:
+    """One run, device and all."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
+    """The largest relative L2 distance, and how many of the parameters are covered."""
+    worst = max(
+        float((found[n].double() - expected[n].double()).norm() / expected[n].double().norm())
+        for n in found
+    )
+    share = sum(expected[n].numel() for n in found) / sum(t.numel() for t in expected.values())
+    return f"{worst:.0e} on {share:.0%}"
+
+
+def compare(device: str, batch: int, tokens: int, runs: int) -> list[list[str]]:
+    """The rows of one table."""
+    task = make_task(device, batch, tokens)
+    add, result = ours(task)
+    steps: dict[str, Callable[[], None]] = {
+        "forward + backward": floor(task),
+        "clmerge fisher": add,
+    }
+    refusals: dict[str, str] = {}
+    agreements: dict[str, str] = {}
+    for name, make in PEERS.items():
+        try:
+            peer = make(make_task(device, batch, tokens))
+            found = peer.once()
+        except Exception as error:
+            said = str(error).strip() or "no reason given"
+            refusals[name] = f"{type(error).__name__}: {said.splitlines()[0][:120]}"
+            continue
+        steps[name] = peer.once
+        agreements[name] = "" if found is None else name
+        if found is not None:
+            add()
+            agreements[name] = distance(found, result())
+    best = dict.fromkeys(steps, float("inf"))
+    for step in steps.values():
+        step()
+    for _ in range(runs):
+        for name, step in steps.items():
+            best[name] = min(best[name], seconds(step, device))
+    base = best["forward + backward"]
+    rows = [
+        [name, f"{1000 * value:.0f}", f"{value / base:.2f}", agreements.get(name, "")]
+        for name, value in sorted(best.items(), key=lambda item: item[1])
+    ]
+    rows += [[name, "", "does not cover", reason] for name, reason in refusals.items()]
+    if device == "cuda":
+        rows.append(_of_the_card(task, best["clmerge fisher"]))
+    return rows
+
+
+def _of_the_card(task: Task, taken: float) -> list[str]:
+    """Tokens per second, and the share of the card's own matrix rate that this makes."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+    torch.mm(a, a, out=b)
+    rate = 2 * 8192**3 / min(seconds(lambda: torch.mm(a, a, out=b), "cuda") for _ in range(10))
+    parameters = sum(p.numel() for p in task.model.parameters())
+    work = 6 * parameters * task.ids.numel()
+    said = (
+        f"{task.ids.numel() / taken:.0f} tokens/s, {work / taken / rate:.0%} of {rate / 1e12:.0f}"
+    )
+    return ["the card", "", "", f"{said} Tflop/s"]
+
+
+def machine(device: str) -> str:
+    """Where this ran."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    lines: list[Any] = [platform.processor() or platform.machine()]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = [
+            x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x
+        ]
+        lines = found[:1] or lines
+    threads = torch.get_num_threads()
+    return f"{lines[0]}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=SIZES, default="cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    print(machine(options.device))
+    for tokens in options.tokens:
+        rows = compare(options.device, options.batch, tokens, options.runs)
+        model = make_task(options.device, 1, 8).model
+        count = sum(p.numel() for p in model.parameters()) / 1e6
+        print(
+            f"\nLlama-shaped, {count:.1f} M parameters, {options.batch} rows of {tokens} tokens\n"
+        )
+        print("| | ms | times the floor | agrees with ours to, on this share of the parameters |")
+        print("|---|---|---|---|")
+        for row in rows:
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
