@@ -20,12 +20,8 @@ from torch.utils.checkpoint import checkpoint
 def keep_checkpointing(model: nn.Module, stack: ExitStack) -> None:
     """Let the layers of an evaluated model save memory as they did; undone by `stack`."""
     for module in model.modules():
-        repeats = any(
-            base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__
-        )
-        if "GradientCheckpointingLayer" in names and getattr(
-            module, "gradient_checkpointing", False
-        ):
+        names = {base.__name__ for base in type(module).__mro__}
+        if "GradientCheckpointingLayer" in names and module.gradient_checkpointing:
             _keep(module, stack)
 
 
