@@ -1,6 +1,6 @@
 """What a diagonal Fisher costs, as multiples of one forward and backward pass of the same batches.
 
-    python benchmarks/fisher.py [--tokens 64 512] [--batch 8] [--runs 5] [--peers-python PYTHON]
+    python benchmarks/fisher.py [--tokens 64 512] [--batch 8] [--runs 5]
     python benchmarks/fisher.py --device cuda      a model of 1 B parameters in bfloat16
 
 Floor: forward, summed loss, backward into `.grad`. Contestants take turns in one process, after a
@@ -22,6 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from fisher_peers import PEERS, Task, loss_of
+from torch import nn
 
 from fisher.accumulator import Accumulator
 from fisher.batch import Batch
 
+FLOOR, OURS = "forward + backward", "clmerge fisher"
 SIZES = {
     "cpu": {
         "vocab_size": 2048,
@@ -62,18 +65,39 @@ def make_task(device: str, batch: int, tokens: int) -> Task:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
         model = LlamaForCausalLM(config).to(dtype).eval()
-    ids = torch.randint(3, SIZES[device]["vocab_size"], (batch, tokens), device=device)
+    ids = torch.randint(3, int(SIZES[device]["vocab_size"]), (batch, tokens), device=device)
     labels = torch.full_like(ids, -100)
     labels[:, :-1] = ids[:, 1:]
     return Task(model, ids, labels)
 
 
-def ours(task: Task) -> tuple[Callable[[], None], Callable[[], dict[str, torch.Tensor]]]:
+def make_plain_task(device: str, batch: int) -> Task:
+    """A classifier of torch's own layers, one position per row: what every peer has rules for."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [nn.Linear(1024, 1024), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(1024, 10)).to(device).eval()
+    inputs = torch.randn(batch, 1024, device=device)
+    return Task(model, inputs, torch.arange(batch, device=device) % 10)
+
+
+def ours(
+    task: Task, estimator: str = "empirical", include: Callable[[str], bool] | None = None
+) -> tuple[Callable[[], None], Callable[[], dict[str, torch.Tensor]]]:
     """`fisher`'s accumulator, one batch at a time."""
-    names = tuple(map(str, range(len(task.ids))))
-    batch = Batch({"input_ids": task.ids}, task.labels, names)
-    accumulator = Accumulator(task.model, estimator="empirical")
+    names = tuple(map(str, range(len(task.inputs))))
+    key = "input_ids" if hasattr(task.model, "config") else "input"
+    batch = Batch({key: task.inputs}, task.labels, names)
+    accumulator = Accumulator(task.model, estimator=estimator, include=include)
     return lambda: accumulator.add(batch), lambda: accumulator.result().diagonal
+
+
+def linear_alone(task: Task) -> Callable[[str], bool]:
+    """Whether a name is of a linear layer: all that some peers cover."""
+    modules = task.model.named_modules()
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
+    return lambda name: name.rpartition(".")[0] in linear
 
 
 def floor(task: Task) -> Callable[[], None]:
@@ -81,7 +105,7 @@ def floor(task: Task) -> Callable[[], None]:
 
     def step() -> None:
         task.model.zero_grad(set_to_none=True)
-        loss_of(task.model(input_ids=task.ids).logits, task.labels).backward()
+        loss_of(task.logits(task.model, task.inputs), task.labels).backward()
 
     return step
 
@@ -107,43 +131,43 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     return f"{worst:.0e} on {share:.0%}"
 
 
-def compare(device: str, batch: int, tokens: int, runs: int) -> list[list[str]]:
+def compare(make: Callable[[], Task], device: str, runs: int) -> list[list[str]]:
     """The rows of one table."""
-    task = make_task(device, batch, tokens)
+    task = make()
     add, result = ours(task)
-    steps: dict[str, Callable[[], None]] = {
-        "forward + backward": floor(task),
-        "clmerge fisher": add,
+    steps: dict[str, Callable[[], Any]] = {
+        FLOOR: floor(task),
+        OURS: add,
+        f"{OURS}, labels drawn (mc)": ours(task, "mc")[0],
+        f"{OURS}, linear layers alone": ours(task, include=linear_alone(task))[0],
     }
     refusals: dict[str, str] = {}
     agreements: dict[str, str] = {}
-    for name, make in PEERS.items():
+    for name, prepare in PEERS.items():
         try:
-            peer = make(make_task(device, batch, tokens))
+            peer = prepare(make())
             found = peer.once()
         except Exception as error:
             said = str(error).strip() or "no reason given"
             refusals[name] = f"{type(error).__name__}: {said.splitlines()[0][:120]}"
             continue
         steps[name] = peer.once
-        agreements[name] = "" if found is None else name
-        if found is not None:
-            add()
-            agreements[name] = distance(found, result())
+        add()
+        agreements[name] = distance(found, result())
     best = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
         step()
     for _ in range(runs):
         for name, step in steps.items():
             best[name] = min(best[name], seconds(step, device))
-    base = best["forward + backward"]
+    base = best[FLOOR]
     rows = [
         [name, f"{1000 * value:.0f}", f"{value / base:.2f}", agreements.get(name, "")]
         for name, value in sorted(best.items(), key=lambda item: item[1])
     ]
     rows += [[name, "", "does not cover", reason] for name, reason in refusals.items()]
-    if device == "cuda":
-        rows.append(_of_the_card(task, best["clmerge fisher"]))
+    if device == "cuda" and hasattr(task.model, "config"):
+        rows.append(_of_the_card(task, best[OURS]))
     return rows
 
 
@@ -154,10 +178,8 @@ def _of_the_card(task: Task, taken: float) -> list[str]:
     torch.mm(a, a, out=b)
     rate = 2 * 8192**3 / min(seconds(lambda: torch.mm(a, a, out=b), "cuda") for _ in range(10))
     parameters = sum(p.numel() for p in task.model.parameters())
-    work = 6 * parameters * task.ids.numel()
-    said = (
-        f"{task.ids.numel() / taken:.0f} tokens/s, {work / taken / rate:.0%} of {rate / 1e12:.0f}"
-    )
+    work = 6 * parameters * task.inputs.numel()
+    said = f"{task.inputs.numel() / taken:.0f} tokens/s, {work / taken / rate:.0%} of {rate / 1e12:.0f}"
     return ["the card", "", "", f"{said} Tflop/s"]
 
 
@@ -165,7 +187,7 @@ def machine(device: str) -> str:
     """Where this ran."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    lines: list[Any] = [platform.processor() or platform.machine()]
+    lines = [platform.processor() or platform.machine()]
     info = Path("/proc/cpuinfo")
     if info.exists():
         found = [
@@ -183,18 +205,32 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    print(machine(options.device))
+    device, batch = options.device, options.batch
+    print(machine(device))
     for tokens in options.tokens:
-        rows = compare(options.device, options.batch, tokens, options.runs)
-        model = make_task(options.device, 1, 8).model
-        count = sum(p.numel() for p in model.parameters()) / 1e6
-        print(
-            f"\nLlama-shaped, {count:.1f} M parameters, {options.batch} rows of {tokens} tokens\n"
+        show(
+            f"Llama-shaped, {batch} rows of {tokens} tokens",
+            partial(make_task, device, batch, tokens),
+            device,
+            options.runs,
         )
-        print("| | ms | times the floor | agrees with ours to, on this share of the parameters |")
-        print("|---|---|---|---|")
-        for row in rows:
-            print(f"| {' | '.join(row)} |", flush=True)
+    show(
+        "five linear layers, 64 rows of one position",
+        partial(make_plain_task, device, 64),
+        device,
+        options.runs,
+    )
+
+
+def show(title: str, make: Callable[[], Task], device: str, runs: int) -> None:
+    """Print one table."""
+    rows = compare(make, device, runs)
+    count = sum(p.numel() for p in make().model.parameters()) / 1e6
+    print(f"\n{title}, {count:.1f} M parameters\n")
+    print("| | ms | times the floor | agrees with ours to, on this share of the parameters |")
+    print("|---|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,18 +34,13 @@ class Softmax:
     """The distribution at some positions.
 
     where: R neighbours among the flattened labels. mass: (R, V) float64, proportional to the
-    probabilities. cumulative: (R, V) its running sum. logsumexp: (R,) float64, of the logits.
+    probabilities. total: (R, 1) what `mass` sums to. logsumexp: (R,) float64, of the logits.
     """
 
     where: slice
     mass: Tensor
-    cumulative: Tensor
+    total: Tensor
     logsumexp: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """(R, 1) what `mass` sums to."""
-        return self.cumulative[:, -1:]
 
 
 def runs(labels: Tensor, longest: int) -> Iterator[slice]:
@@ -67,8 +62,8 @@ def softmaxes(logits: Tensor, labels: Tensor) -> Iterator[Softmax]:
         scores = flat[where].to(torch.float64, copy=True)  # float64 logits stay as they are
         peak = scores.amax(dim=1, keepdim=True)
         mass = scores.sub_(peak).exp_()
-        cumulative = mass.cumsum(dim=1)
-        yield Softmax(where, mass, cumulative, (cumulative[:, -1:].log() + peak).squeeze(1))
+        total = mass.sum(dim=1, keepdim=True)
+        yield Softmax(where, mass, total, (total.log() + peak).squeeze(1))
 
 
 def invert(softmax: Softmax, uniform: Tensor) -> Tensor:
@@ -77,9 +72,11 @@ def invert(softmax: Softmax, uniform: Tensor) -> Tensor:
     A class of no probability is never returned: the target lies below the total, and the first
     entry above the target is one where the sum grows.
     """
-    below = torch.nextafter(softmax.total, torch.zeros_like(softmax.total))
-    target = torch.minimum(uniform * softmax.total, below)
-    return torch.searchsorted(softmax.cumulative, target, right=True)
+    cumulative = softmax.mass.cumsum(dim=1)
+    total = cumulative[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(uniform * total, below)
+    return torch.searchsorted(cumulative, target, right=True)
 
 
 def keyed_uniforms(labels: Tensor, row_ids: tuple[str, ...], seed: int, draws: int) -> Tensor:

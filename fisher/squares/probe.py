@@ -50,13 +50,15 @@ class Apart:
 def pair_of(batch: Batch) -> Batch:
     """Two rows of a batch (the same one twice if there is one), cut to a few columns.
 
-    Cut only where every tensor is (B, T) or (B,), so that the cut is certain to mean positions.
+    Cut only where every tensor is (B, T) of whole numbers or (B,): a second axis is then certain to
+    mean positions, and not what a row is described by.
     """
     index = [0, min(1, len(batch) - 1)]
     tensors = {name: tensor[index] for name, tensor in batch.inputs.items()}
     labels = batch.labels[index]
     widths = {t.shape[1] for t in (*tensors.values(), labels) if t.dim() == 2}
-    if len(widths) == 1 and all(t.dim() <= 2 for t in (*tensors.values(), labels)):
+    positions = [t.dim() < 2 or not t.is_floating_point() for t in tensors.values()]
+    if len(widths) == 1 and all(positions) and all(t.dim() <= 2 for t in tensors.values()):
         tensors = {n: t[:, :_COLUMNS] if t.dim() == 2 else t for n, t in tensors.items()}
         labels = labels[:, :_COLUMNS] if labels.dim() == 2 else labels
     if not bool((labels != IGNORE).reshape(2, -1).any(1).all()):

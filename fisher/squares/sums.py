@@ -75,10 +75,7 @@ class Sums:
         self, total: Tensor, traces: Tensor, examples: Sequence[int], left: Each, right: Each
     ) -> None:
         """The same where each of the examples has one row: squares of outer products."""
-        rows = [
-            torch.cat([side[n] for n in examples]).to(total.dtype).square()
-            for side in (left, right)
-        ]
+        rows = [_all_rows(side, examples).to(total.dtype).square() for side in (left, right)]
         total.addmm_(rows[0].T, rows[1])
         added = rows[0].sum(1).double() * rows[1].sum(1).double()
         traces.index_add_(0, torch.tensor(examples, device=total.device), added)
@@ -183,3 +180,10 @@ class Sums:
 
 def _block(tensor: Tensor) -> int:
     return _CPU_BLOCK if tensor.device.type == "cpu" else _GPU_BLOCK
+
+
+def _all_rows(side: Each, examples: Sequence[int]) -> Tensor:
+    """The one row of each of the examples: (examples, features)."""
+    if isinstance(side, Tensor):
+        return side[:, 0]
+    return torch.cat([side[n] for n in examples])
