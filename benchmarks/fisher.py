@@ -179,7 +179,8 @@ def _of_the_card(task: Task, taken: float) -> list[str]:
     rate = 2 * 8192**3 / min(seconds(lambda: torch.mm(a, a, out=b), "cuda") for _ in range(10))
     parameters = sum(p.numel() for p in task.model.parameters())
     work = 6 * parameters * task.inputs.numel()
-    said = f"{task.inputs.numel() / taken:.0f} tokens/s, {work / taken / rate:.0%} of {rate / 1e12:.0f}"
+    speed = f"{task.inputs.numel() / taken:.0f} tokens/s"
+    said = f"{speed}, {work / taken / rate:.0%} of {rate / 1e12:.0f}"
     return ["the card", "", "", f"{said} Tflop/s"]
 
 

@@ -259,3 +259,22 @@ def test_a_use_that_hides_until_after_the_probe_is_an_error_not_a_wrong_number(
     accumulator.add(batch())
     with pytest.raises(GraphError, match=r"inner\.weight"):
         accumulator.add(batch(length=7))
+
+
+def test_rows_described_by_many_numbers_are_not_cut_to_be_looked_at(distance: Any) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(40, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(torch.tanh(self.first(x)))
+            return logits
+
+    rows = Batch({"x": torch.randn(5, 40)}, torch.arange(5) % CLASSES, tuple("abcde"))
+    model = Plain()
+    accumulator = Accumulator(model, estimator="empirical")
+    accumulator.add(rows)
+    assert accumulator.single_because is None
+    expected = reference(model, [rows], estimator="empirical")
+    assert distance(accumulator.result().diagonal, expected) < 1e-5
