@@ -15,7 +15,7 @@ from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions, cut_vocabulary
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.decide.policy import DEFAULT, Policy
-from mergekit_cl.divergence.summary import Divergence, Parent, summarise, to_json
+from mergekit_cl.divergence.summary import Divergence, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_carries, check_twins, stale_sidecars
 from mergekit_cl.inplace import check_in_place, link_others
@@ -36,6 +36,7 @@ from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Operand, Plan, Selection, Step, plan_merge
 from mergekit_cl.record import from_entries, manifest, to_entry
 from mergekit_cl.report.progress import Start
+from mergekit_cl.sidecar import parent_of
 from mergekit_cl.stream import StreamOptions, TensorResult, run_stream
 from mergekit_cl.uptodate import recorded_run
 from mergekit_cl.vocabulary import Vocab
@@ -287,11 +288,7 @@ def _divergence(
     for k, (checkpoint, sidecar) in enumerate(
         zip(method.checkpoints, method.sidecars, strict=True)
     ):
-        said = {} if sidecar is None or k in stale else sidecar.metadata
-        tokens, examples = said.get("tokens"), said.get("examples")
-        per_example = tokens / examples if tokens and examples else None
-        in_nats = said.get("estimator") in ("mc", "exact")
-        parents.append(Parent(str(checkpoint.path), per_example, said.get("calibration"), in_nats))
+        parents.append(parent_of(str(checkpoint.path), None if k in stale else sidecar))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
     return summarise(merged, parents, policy=policy, carried=plan.carry is not None)
 

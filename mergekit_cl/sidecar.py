@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fisher.sidecar import STATISTICS, SidecarError, decode_metadata, statistics
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.divergence.summary import Parent
 from mergekit_cl.errors import FormatError, InputError, MismatchError
 from mergekit_cl.merge.fisher import Scale
 
@@ -89,6 +90,18 @@ def sidecar_of(model: Checkpoint, given: str | Path | None) -> Sidecar:
 def sidecars_for_report(models: Sequence[Checkpoint], *, wanted: bool) -> list[Sidecar | None]:
     """The sidecar beside each model, None where it has none or none is wanted."""
     return [sidecar_of(m, None) if wanted and find_sidecar(m) else None for m in models]
+
+
+def parent_of(path: str, sidecar: Sidecar | None) -> Parent:
+    """A parent as divergence knows it; sidecar: None where there is none to believe."""
+    said = {} if sidecar is None else sidecar.metadata
+    tokens, examples = said.get("tokens"), said.get("examples")
+    return Parent(
+        path,
+        tokens / examples if tokens and examples else None,
+        said.get("calibration"),
+        said.get("estimator") in ("mc", "exact"),
+    )
 
 
 def check_comparable(sidecars: Sequence[Sidecar]) -> None:

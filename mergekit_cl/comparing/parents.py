@@ -11,7 +11,6 @@ from mergekit_cl.comparing.pairing import Pairing, pair
 from mergekit_cl.comparing.reading import Compared, Comparison, Source
 from mergekit_cl.digest import weights_digest
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.divergence.summary import Parent
 from mergekit_cl.divergence.sums import Sums
 from mergekit_cl.plan import Selection
 from mergekit_cl.sidecar import Sidecar, find_sidecar, sidecar_of
@@ -87,18 +86,6 @@ def is_stale(sidecar: Sidecar | None, digests: Mapping[str, str]) -> bool:
         return False
     expected = {name: sidecar.digest(name) for name in digests}
     return any(want is not None and want != digests[name] for name, want in expected.items())
-
-
-def described(checkpoint: Checkpoint, sidecar: Sidecar | None) -> Parent:
-    """A parent as divergence knows it; sidecar: None where there is none to believe."""
-    said = {} if sidecar is None else sidecar.metadata
-    tokens, examples = said.get("tokens"), said.get("examples")
-    return Parent(
-        str(checkpoint.path),
-        tokens / examples if tokens and examples else None,
-        said.get("calibration"),
-        said.get("estimator") in ("mc", "exact"),
-    )
 
 
 def path_in(made: Made, parent: Checkpoint, digests: Mapping[str, str]) -> str | None:

@@ -14,7 +14,6 @@ from mergekit_cl.comparing.made import find_made, is_of, with_recorded
 from mergekit_cl.comparing.pairing import Pairing, check_selection, pair
 from mergekit_cl.comparing.parents import (
     comparisons_of,
-    described,
     digests_of,
     is_stale,
     open_sidecars,
@@ -27,7 +26,7 @@ from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.divergence.summary import Divergence, summarise
 from mergekit_cl.divergence.verdict import Finding, broken, conclude
 from mergekit_cl.report.progress import Start
-from mergekit_cl.sidecar import Sidecar
+from mergekit_cl.sidecar import Sidecar, parent_of
 
 if TYPE_CHECKING:
     from mergekit_cl.comparing.measured import Measured
@@ -60,7 +59,7 @@ def compare(request: Request, progress: Start) -> Report:
         fresh = [None if old else one for one, old in zip(sidecars, stale, strict=True)]
         found = summarise(
             sums_of(pairings, read),
-            [described(parent, one) for parent, one in zip(parents, fresh, strict=True)],
+            [parent_of(str(parent.path), one) for parent, one in zip(parents, fresh, strict=True)],
         )
         made = find_made(merged)
         if made is not None and is_of(made, merged, {n: one.digest for n, one in read.items()}):

@@ -54,6 +54,16 @@ def test_a_model_on_a_server_is_verified_like_one_here(server: FileServer, name:
     assert without_places(there.document) == without_places(here.document)
 
 
+def test_a_model_on_a_server_is_compared_like_one_here(server: FileServer, place: Path) -> None:
+    line = ("linear-merge", "a", "b", "--dtype", "bfloat16", "-q", "-o", "half")
+    assert clmerge(*line).code == 0
+    here = clmerge("diff", "half", "a", "--json").document
+    there = clmerge("diff", f"{server.url}/half", f"{server.url}/a", "--json").document
+    assert there["model"] == here["model"]
+    assert here["model"]["survival"] is not None
+    assert here["model"]["predicted_kl"] is not None
+
+
 def test_a_change_on_a_server_is_found_and_named(server: FileServer, place: Path) -> None:
     file = place / "merged/model.safetensors"
     content = bytearray(file.read_bytes())
