@@ -34,7 +34,8 @@ class Estimate:
     diagonal: parameter name -> mean per example of the squared gradient, shaped like the parameter.
     tokens: positions that carried a loss. mean_nll: nats per token of the true labels, None where
     none was given. missing: name -> reason. standard_error: name -> standard error of the tensor's
-    sum, None for fewer than two examples. tied: name -> the name it is stored under.
+    sum, trace_standard_error: of the sum over all of them; None for fewer than two examples.
+    tied: name -> the name it is stored under.
     """
 
     diagonal: dict[str, Tensor]
@@ -47,11 +48,33 @@ class Estimate:
     estimator: str
     draws: int
     seed: int
+    trace_standard_error: float | None = None
+
+    def metadata(self, level: str = "example") -> dict[str, Any]:
+        """What `fisher.save` says of the diagonal (docs/sidecar.md).
+
+        level: what one example is: "example" (one label), or "sequence" of a language model.
+        """
+        return {
+            "estimator": self.estimator,
+            "unit": "per_example",
+            "level": level,
+            "draws": self.draws,
+            "seed": self.seed,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "mean_nll": self.mean_nll,
+            "trace_standard_error": self.trace_standard_error,
+            "missing": self.missing,
+            "tied": self.tied,
+            "tensors": {n: {"standard_error": error} for n, error in self.standard_error.items()},
+        }
 
 
 class Accumulator:
     """The estimator, one batch at a time. The model is its own again after each `add`.
 
+    estimator: one of `ESTIMATORS`; by default `mc`, or `empirical` with a loss of one's own.
     include: says of a parameter's name whether it counts. frozen: names that are not trained.
     loss: replaces the likelihood, for `empirical` alone. `examples`, `tokens`: what was added.
     `single_because`: why rows are taken one at a time, None while they go together.
@@ -61,13 +84,14 @@ class Accumulator:
         self,
         model: nn.Module,
         *,
-        estimator: str = "mc",
+        estimator: str | None = None,
         draws: int = 1,
         seed: int = 0,
         include: Callable[[str], bool] | None = None,
         frozen: Collection[str] = (),
         loss: Loss | None = None,
     ) -> None:
+        estimator = estimator or ("mc" if loss is None else "empirical")
         if estimator not in ESTIMATORS:
             raise EstimatorError(f"estimator {estimator!r} is none of {', '.join(ESTIMATORS)}")
         if draws < 1 or (draws > 1 and estimator != "mc"):
@@ -127,24 +151,40 @@ class Accumulator:
         if not self.examples:
             raise BatchError("no example was added")
         n = self.examples
-        mean = self._sums.trace / n
-        spread = (self._sums.trace_square / n - mean.square()).clamp(min=0)
-        errors = (spread / max(1, n - 1)).sqrt().tolist()
+        errors = self._standard_errors()
         return Estimate(
             diagonal={name: total / (n * self._draws) for name, total in self._sums.square.items()},
             examples=n,
             tokens=self.tokens,
             mean_nll=self._nll / self._known if self._known else None,
             missing=dict(self._counted.missing),
-            standard_error={
-                name: error if n > 1 else None
-                for name, error in zip(self._sums.square, errors, strict=True)
-            },
+            standard_error=dict(zip(self._sums.square, errors[:-1], strict=True)),
             tied=dict(self._counted.tied),
             estimator=self._estimator,
             draws=self._draws,
             seed=self._seed,
+            trace_standard_error=errors[-1],
         )
+
+    def relative_error(self) -> float | None:
+        """Standard error of the trace over the trace, so far; None where it is not known."""
+        trace = float(self._sums.trace[-1]) / max(1, self.examples)
+        error = self._standard_errors()[-1]
+        return error / trace if error is not None and trace > 0 else None
+
+    def _standard_errors(self) -> list[float | None]:
+        """Of each tensor's mean trace over examples, and last of the whole.
+
+        s / sqrt(N), s^2 the unbiased variance over examples: what labels drawn and rows chosen
+        anew would change.
+        """
+        n = self.examples
+        if n < 2:
+            return [None] * len(self._sums.trace)
+        mean = self._sums.trace / n
+        variance = (self._sums.trace_square / n - mean.square()).clamp(min=0) * n / (n - 1)
+        errors: list[float | None] = (variance / n).sqrt().tolist()
+        return errors
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `restore` needs: tensors (the live ones, not copies) and values for JSON."""

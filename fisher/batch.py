@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,15 +26,19 @@ class Batch:
     labels: int64, the shape of the logits without their class axis: (B,) for a classifier, (B, T)
         for a language model and then already shifted: `labels[b, t]` is the target of
         `logits[b, t]`. `IGNORE` where there is no loss, `UNKNOWN` where only the true label is
-        missing (enough for `mc` and `exact`).
-    row_ids: one per row, a digest of its content: the key of the labels drawn for it.
+        missing (enough for `mc` and `exact`). With a loss of one's own, whatever it compares with,
+        of any dtype.
+    row_ids: one per row: the key of the labels drawn for it. Made from the content of the row's
+        inputs where none are given; rows that are padded need ids that do not depend on that.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
-    row_ids: tuple[str, ...]
+    row_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.row_ids and self.labels.dim() and self.inputs:
+            object.__setattr__(self, "row_ids", _content_ids(self.inputs, len(self.labels)))
         if self.labels.dim() == 0 or not self.row_ids:
             raise BatchError("a batch needs at least one row, and labels of shape (B,) or (B, T)")
         for name, tensor in {"labels": self.labels, **self.inputs}.items():
@@ -70,3 +75,15 @@ class Batch:
             self.labels.to(device),
             self.row_ids,
         )
+
+
+def _content_ids(inputs: Mapping[str, Tensor], count: int) -> tuple[str, ...]:
+    """A digest of each row's inputs: names, dtypes, shapes and bytes."""
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(count)]
+    for name, tensor in sorted(inputs.items()):
+        if tensor.dim() == 0 or len(tensor) != count:
+            continue  # refused with the other checks
+        for digest, row in zip(digests, tensor.detach().cpu().contiguous(), strict=True):
+            digest.update(f"{name} {row.dtype} {tuple(row.shape)};".encode())
+            digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return tuple(digest.hexdigest() for digest in digests)

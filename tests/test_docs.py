@@ -224,6 +224,7 @@ def test_the_documented_types_are_those_of_a_real_sidecar(said: dict[str, Any]) 
         "string": (str,),
         "integer": (int,),
         "object": (dict,),
+        "object or null": (dict, type(None)),
         "number": (int, float),
         "number or null": (int, float, type(None)),
     }

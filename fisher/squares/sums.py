@@ -27,8 +27,9 @@ class Sums:
     """The running sums of squares, and of each tensor's trace, over examples.
 
     square: name -> sum over examples of the squared gradient, float32 (float64 if the weight is).
-    trace, trace_square: (P,) float64 in the order of `square`: sums over examples of the example's
-        summed squares and of that number squared.
+    trace, trace_square: (P + 1,) float64, the tensors in the order of `square` and then all of
+        them together: sums over examples of the example's summed squares and of that number
+        squared.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -40,7 +41,7 @@ class Sums:
             )
             for name, weight in weights.items()
         }
-        self.trace = torch.zeros(len(self.square), dtype=torch.float64)
+        self.trace = torch.zeros(len(self.square) + 1, dtype=torch.float64)
         self.trace_square = torch.zeros_like(self.trace)
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._example: dict[str, Tensor] = {}
@@ -160,7 +161,8 @@ class Sums:
 
     def end(self, draws: int) -> None:
         """Close a batch; an example's trace is the mean over `draws`, the squares stay a sum."""
-        traces = torch.stack([line.cpu() for line in self._example.values()]) / draws
+        tensors = torch.stack([line.cpu() for line in self._example.values()]) / draws
+        traces = torch.cat([tensors, tensors.sum(0, keepdim=True)])
         self.trace += traces.sum(1)
         self.trace_square += traces.square().sum(1)
         self._example, self._crosses = {}, {}

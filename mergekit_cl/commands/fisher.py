@@ -22,6 +22,7 @@ from mergekit_cl.commands.streams import Streams
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="A PEFT adapter to apply to the weights."
 )
+@click.option("--base", metavar="PATH", help="Calibrate: measure the divergence from this model.")
 @click.option(
     "--estimator",
     type=click.Choice(["mc", "exact", "empirical", "adam"]),
@@ -35,6 +36,12 @@ from mergekit_cl.commands.streams import Streams
 )
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Labels, mc.")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows.")
+@click.option(
+    "--target-se",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="Stop when the trace is known to this relative standard error.",
+)
 @click.option(
     "--max-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens per row."
 )

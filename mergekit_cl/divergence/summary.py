@@ -115,7 +115,13 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "parents": [parent.path for parent in divergence.parents],
-        "model": {name: _worst(divergence.model, name) for name in NAMES},
+        "model": {
+            **{name: _worst(divergence.model, name) for name in NAMES},
+            "predicted_loss": max(
+                (one.predicted_loss for one in divergence.model if one.predicted_loss is not None),
+                default=None,
+            ),
+        },
         "model_by_parent": [
             {
                 "parent": one.parent,

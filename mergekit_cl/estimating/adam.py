@@ -87,8 +87,13 @@ def run_adam(request: FisherRequest) -> FisherOutcome:
 
 
 def _check_options(request: FisherRequest) -> None:
-    if request.data or request.adapter is not None:
-        given = "--data" if request.data else "--adapter"
+    options = {
+        "--data": request.data,
+        "--adapter": request.adapter,
+        "--base": request.base,
+        "--target-se": request.target_se,
+    }
+    if given := next((name for name, value in options.items() if value), None):
         raise OptionError(
             "a saved optimizer is read as it is",
             detail=f"--estimator adam with {given}",

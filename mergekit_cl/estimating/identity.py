@@ -18,26 +18,40 @@ if TYPE_CHECKING:
 
 
 def describe_run(
-    request: FisherRequest, checkpoint: Checkpoint, choice: Choice, digests: dict[str, str]
+    request: FisherRequest,
+    checkpoint: Checkpoint,
+    choice: Choice,
+    digests: dict[str, str],
+    base: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the sidecar's values; equal for equal results on one machine."""
+    """Everything that decides the sidecar's values; equal for equal results on one machine.
+
+    Raises OptionError where the base is the model itself.
+    """
     from mergekit_cl.training.data import data_digest
 
     entries = [(t.name, t.dtype, t.shape, digests[t.name]) for t in checkpoint.tensors.values()]
+    weights = weights_digest(entries)
+    against = None if base is None else digest_of(base)
+    if against == weights and request.adapter is None:
+        raise OptionError(
+            "the base is the model itself: nothing lies between them",
+            detail=f"--base {request.base}: both have weights {weights[:16]}",
+            hint="give the model that this one was fine-tuned from",
+        )
     adapter = None
     if request.adapter is not None:
         with open_checkpoint(_adapter_weights(request.adapter)) as opened:
-            named = checkpoint_digests(opened)
-            adapter = weights_digest(
-                [(t.name, t.dtype, t.shape, named[t.name]) for t in opened.tensors.values()]
-            )
+            adapter = digest_of(opened)
     return {
-        "weights_digest": weights_digest(entries),
+        "weights_digest": weights,
         "data_digest": data_digest(row.id for row in choice.rows),
         "options": {
             "adapter": adapter,
+            "base": against,
             "estimator": request.estimator,
             "draws": request.draws,
+            "target_se": request.target_se,
             "max_length": request.max_length,
             "seed": request.seed,
             "batch_size": request.batch_size,
@@ -47,6 +61,14 @@ def describe_run(
             "exclude": list(request.selection.exclude),
         },
     }
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """The digest of all weights of a checkpoint."""
+    named = checkpoint_digests(checkpoint)
+    return weights_digest(
+        [(t.name, t.dtype, t.shape, named[t.name]) for t in checkpoint.tensors.values()]
+    )
 
 
 def is_same(existing: Sidecar, described: dict[str, Any]) -> bool:

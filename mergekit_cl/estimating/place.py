@@ -127,9 +127,10 @@ def open_staging(target: Path, identity: dict[str, Any], request: FisherRequest)
 
 
 def memory_needed(request: FisherRequest, checkpoint: Checkpoint) -> int:
-    """Bytes of weights and float32 sums; activations come on top."""
+    """Bytes of weights and float32 sums, and of the base; activations come on top."""
     weights = sum(tensor.numel for tensor in checkpoint.tensors.values())
-    return weights * (torch_dtype(request.compute_dtype).itemsize + 4)
+    models = 1 if request.base is None else 2
+    return weights * (models * torch_dtype(request.compute_dtype).itemsize + 4)
 
 
 def check_memory(request: FisherRequest, checkpoint: Checkpoint) -> None:

@@ -41,9 +41,11 @@ def describe_estimate(
         "max_length": encoded.max_length,
         "seed": request.seed,
         "mean_nll": estimate.mean_nll,
+        "trace_standard_error": estimate.trace_standard_error,
         "missing": whole_missing(request, checkpoint, built, estimate.missing),
         "tied": dict(built.tied),
         "calibration": None,
+        "calibrated": None,
         "compute_dtype": long_name(request.compute_dtype),
         "versions": versions(),
     }

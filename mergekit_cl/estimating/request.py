@@ -15,6 +15,8 @@ class FisherRequest:
     """A model, rows and how to estimate; dtypes in safetensors' spelling.
 
     target: None for the model's own folder. estimator, batch_size: None chooses by model and data.
+    base: the model to calibrate against. target_se: relative standard error of the trace at which
+    to stop.
     """
 
     model: str
@@ -23,10 +25,12 @@ class FisherRequest:
     text_field: str | None = None
     label_field: str | None = None
     adapter: Path | None = None
+    base: str | None = None
     estimator: str | None = None
     optimizer: Path | None = None
     draws: int = 1
     samples: int = 256
+    target_se: float | None = None
     max_length: int = 512
     batch_size: int | None = None
     seed: int = 0

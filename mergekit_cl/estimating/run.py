@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
@@ -13,6 +13,7 @@ from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.device import choose_device
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import ClmergeError, DataError, Interrupted, OptionError, OutputError
+from mergekit_cl.estimating.calibrate import check_base, check_meaning, describe, measure
 from mergekit_cl.estimating.company import Company, company, device_here
 from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.place import (
@@ -25,6 +26,7 @@ from mergekit_cl.estimating.place import (
 )
 from mergekit_cl.estimating.publish import describe_estimate, publish_estimate
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
+from mergekit_cl.estimating.sampling import Stages, describe_sampling, in_stages, only
 from mergekit_cl.estimating.state import Kept, absorb_states, kept_in, load_state, save_state
 from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
@@ -49,6 +51,7 @@ class _Ready:
 
     built: BuiltModel
     encoded: Encoded
+    stages: Stages
     estimator: str
     batch_size: int
 
@@ -60,6 +63,12 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
     Raises InputError, DataError or OptionError before anything is computed where that is possible.
     """
     with company(request.device) as among:
+        if request.target_se is not None and among.place.world > 1:
+            raise OptionError(
+                "one process alone can tell when it knows enough",
+                detail=f"--target-se {request.target_se} with {among.place.world} processes",
+                hint="leave out torchrun, or give --samples instead of --target-se",
+            )
         if among.leads:
             return _lead(request, among, progress, tell)
         return _follow(request, among, progress)
@@ -74,19 +83,27 @@ def _follow(request: FisherRequest, among: Company, progress: Start) -> FisherOu
             ready = _prepare(request, checkpoint, choice)
             among.exchange()
             kept = Kept.told(among.exchange()[0])
-            _accumulate(request, checkpoint, ready, kept, among, progress, lambda _: None)
+            _, used = _accumulate(request, checkpoint, ready, kept, among, progress, lambda _: None)
+            if request.base is not None:
+                with open_checkpoint(request.base) as base:
+                    measure(request, base, ready.built, used, ready.batch_size, among, progress)
             state = "published"
         return FisherOutcome(request.target or checkpoint.side_folder, state, {}, (), 0.0, 0)
 
 
 def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -> FisherOutcome:
     started = time.perf_counter()
-    with open_checkpoint(request.model) as checkpoint:
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(request.model))
+        base = None
+        if request.base is not None:
+            base = stack.enter_context(open_checkpoint(request.base))
+            check_base(checkpoint, base)
         request.selection.check(checkpoint)
         target = sidecar_target(checkpoint, request.target)
         choice = _choose(request)
         digests = checkpoint_digests(checkpoint)
-        described = describe_run(request, checkpoint, choice, digests)
+        described = describe_run(request, checkpoint, choice, digests, base)
         existing = existing_sidecar(target)
         if existing is not None and is_same(existing, described):
             among.exchange("up to date")
@@ -97,15 +114,28 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
         among.exchange()
         ready = _prepare(request, checkpoint, choice)
         built, encoded = ready.built, ready.encoded
+        if base is not None:
+            check_meaning(checkpoint, base, built.kind, encoded)
         check_room(target, checkpoint.nbytes)
         among.exchange()
         staging = open_staging(target, {**described, "batch_size": ready.batch_size}, request)
         try:
             kept = kept_in(staging.place)
             among.exchange(kept.to_tell())
-            accumulator = _accumulate(request, checkpoint, ready, kept, among, progress, tell)
+            accumulator, used = _accumulate(request, checkpoint, ready, kept, among, progress, tell)
             estimate = accumulator.result()
             metadata = describe_estimate(request, checkpoint, built, encoded, estimate, described)
+            metadata["sampling"] = describe_sampling(
+                examples=estimate.examples,
+                asked=request.samples,
+                error=accumulator.relative_error(),
+                target=request.target_se,
+            )
+            notes = _notes(request, choice, encoded, accumulator)
+            del accumulator  # a base needs the room of its sums
+            if base is not None:
+                found = measure(request, base, built, used, ready.batch_size, among, progress)
+                metadata |= describe(*found, estimate, built)
             written = publish_estimate(
                 request,
                 checkpoint,
@@ -139,7 +169,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             target,
             "published",
             written,
-            _notes(request, choice, encoded, accumulator),
+            notes,
             time.perf_counter() - started,
             nbytes * (2 if request.store_dtype == "BF16" else 4),
         )
@@ -195,6 +225,7 @@ def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> 
     return _Ready(
         built,
         encoded,
+        in_stages(encoded, [row.id for row in choice.rows], request.target_se),
         request.estimator or default_estimator(built.kind, checkpoint.config),
         request.batch_size or auto_batch_size(built.parameters, encoded.longest),
     )
@@ -208,8 +239,11 @@ def _accumulate(
     among: Company,
     progress: Start,
     tell: Tell,
-) -> Accumulator:
-    """Every batch into the sums, from where an interrupted run stopped."""
+) -> tuple[Accumulator, Encoded]:
+    """Every batch into the sums, from where an interrupted run stopped.
+
+    Gives the rows that are in them, too: all, or as many as the asked standard error took.
+    """
     from fisher.accumulator import Accumulator
     from fisher.errors import EstimatorError, FisherError
     from mergekit_cl.report.amounts import duration
@@ -236,8 +270,10 @@ def _accumulate(
         advance = progress("fisher", len(held) + total, "rows")
         advance(len(held))
         began = told = time.perf_counter()
-        batches = replace(encoded, rows=left).batches(ready.batch_size)
+        batches = ready.stages.batches(ready.batch_size, {row.id for row in left})
         for number, batch in enumerate(batches):
+            if ready.stages.enough(accumulator.examples, accumulator.relative_error()):
+                break
             with deferred_interrupts() as caught:
                 accumulator.add(batch)
                 held += batch.row_ids
@@ -253,6 +289,8 @@ def _accumulate(
                     told = time.perf_counter()
                 if stop:
                     raise Interrupted(stop)
+        if request.base is not None:  # an interruption while calibrating keeps the sums
+            save_state(saved, accumulator, held)
         try:
             among.exchange()
         except Interrupted:
@@ -268,7 +306,7 @@ def _accumulate(
     except FisherError as error:
         refuse_nonfinite(checkpoint)
         raise DataError(str(error), detail=", ".join(request.data)) from error
-    return accumulator
+    return accumulator, encoded if request.target_se is None else only(encoded, held)
 
 
 def _notes(

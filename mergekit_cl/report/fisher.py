@@ -27,18 +27,31 @@ def fisher_document(outcome: FisherOutcome) -> dict[str, Any]:
         "data_digest": said.get("data_digest"),
         "trace": trace,
         "trace_standard_error": error,
+        "sampling": said.get("sampling"),
+        "calibration": said.get("calibration"),
+        "calibrated": said.get("calibrated"),
         "notes": list(outcome.notes),
         "seconds": round(outcome.seconds, 3),
     }
 
 
 def trace_and_error(metadata: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Sum over all tensors, and a bound on its standard error: tensors may err together."""
-    tensors = metadata["tensors"].values()
-    errors = [entry.get("standard_error") for entry in tensors]
-    known = [error for error in errors if error is not None]
-    total = math.fsum(entry["sum"] for entry in tensors)
-    return total, math.fsum(known) if known and len(known) == len(errors) else None
+    """Sum over all tensors, and its standard error over examples where that is known."""
+    total = math.fsum(entry["sum"] for entry in metadata["tensors"].values())
+    return total, metadata.get("trace_standard_error")
+
+
+def least_sure(metadata: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The tensor whose sum has the largest relative standard error, and that error."""
+    known = [
+        (entry["standard_error"] / entry["sum"], name)
+        for name, entry in metadata["tensors"].items()
+        if entry.get("standard_error") is not None and entry["sum"] > 0
+    ]
+    if not known:
+        return None
+    error, name = max(known)
+    return name, error
 
 
 def print_fisher(outcome: FisherOutcome) -> None:
@@ -47,8 +60,7 @@ def print_fisher(outcome: FisherOutcome) -> None:
         lines = [f"{outcome.target} is up to date"]
     else:
         said = outcome.metadata
-        trace, error = trace_and_error(said)
-        sure = f" (at most {error / trace:.0%} standard error)" if error and trace else ""
+        trace, _ = trace_and_error(said)
         nll = said.get("mean_nll")
         loss = "" if nll is None else f", {nll:.3f} nats per token"
         source = f"{said['examples']} rows, {said['tokens']} tokens{loss}"
@@ -58,11 +70,58 @@ def print_fisher(outcome: FisherOutcome) -> None:
             unit = "of squared batch gradients; it compares with its own kind alone"
         lines = [
             f"{said['estimator']} Fisher of {len(said['tensors'])} tensors from {source}",
-            f"trace {trace:.4g} {unit}{sure}",
+            f"trace {trace:.4g} {unit}{how_sure(said)}",
+            *_stopped(said.get("sampling"), said.get("examples", 0)),
+            *calibration_lines(said),
             *_missing(said["missing"]),
             f"output: {outcome.target} ({size(outcome.nbytes)}), {duration(outcome.seconds)}",
         ]
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def how_sure(metadata: Mapping[str, Any]) -> str:
+    """How well the trace is known, and which tensor is known least, as the end of a line."""
+    if "sampling" not in metadata:
+        return ""
+    error = metadata["sampling"]["relative_standard_error"]
+    if error is None:
+        return ", with no way to tell how sure: that takes two rows"
+    worst = least_sure(metadata)
+    tensor = "" if worst is None else f"; least sure: {worst[0]}, ±{worst[1]:.1%}"
+    return f", known to ±{error:.1%} (one standard error){tensor}"
+
+
+def calibration_lines(metadata: Mapping[str, Any]) -> list[str]:
+    """What was measured against the base, and what may be made of it."""
+    found = metadata.get("calibrated")
+    if found is None:
+        return []
+    measured, expected = found["measured_per_token"], found["predicted_per_token"]
+    lines = [
+        f"divergence from the base: measured {measured:.4g} nats per token, "
+        f"predicted {expected:.4g} from the diagonal alone"
+    ]
+    if metadata["calibration"] is None:
+        return [*lines, "not calibrated: the Fisher is 0 wherever the two models differ"]
+    return [
+        *lines,
+        f"calibration {metadata['calibration']:.3g} (measured over predicted). It holds along the "
+        "way to the base and at that distance;",
+        "the loss predicted for a merge that goes another way may be off by as much as the "
+        "diagonal alone is",
+    ]
+
+
+def _stopped(sampling: Mapping[str, Any] | None, examples: int) -> list[str]:
+    """Whether the asked standard error was reached, where one was asked for."""
+    if sampling is None or sampling["target_se"] is None:
+        return []
+    target, needed = sampling["target_se"], sampling["examples_needed"]
+    if sampling["stopped"] == "target":
+        return [f"stopped after {examples} rows: the asked ±{target:.2%} is reached"]
+    limit = "--samples" if sampling["stopped"] == "samples" else "different rows"
+    more = "" if needed is None else f": about {needed} rows would be needed"
+    return [f"the asked ±{target:.2%} is not reached within {examples} rows ({limit}){more}"]
 
 
 def plan_document(request: FisherRequest) -> dict[str, Any]:

@@ -129,7 +129,12 @@ def _fisher(found: Mapping[str, Any]) -> list[Row]:
     ]
     if nll is not None:
         rows.append(("mean nll", f"{nll:.4g} nats per {_counted(found.get('level'))}"))
-    rows.append(("trace", "unknown: sums are not stored" if trace is None else f"{trace:.4g}"))
+    error = number(found.get("trace_standard_error"))
+    sure = f" ±{error / trace:.1%}" if trace and error is not None else ""
+    known = "unknown: sums are not stored" if trace is None else f"{trace:.4g}{sure}"
+    rows.append(("trace", known))
+    if (calibration := number(found.get("calibration"))) is not None:
+        rows.append(("calibration", f"{calibration:.3g}: measured over predicted divergence"))
     beside = found.get("beside")
     rows.append(("lies with", shown(beside, WIDE) if beside else "no model"))
     digest = found.get("weights_digest")

@@ -51,6 +51,12 @@ def print_merge(outcome: MergeOutcome) -> None:
         console.print(f"computed on {escape(_device(outcome.device))}")
     if outcome.divergence is not None:
         console.print(layers_table(outcome.divergence))
+        for one in outcome.divergence.model:
+            if one.predicted_loss is not None:
+                console.print(
+                    f"predicted loss on {escape(one.parent)}'s data: {number(one.predicted_loss)} "
+                    "nats per token (calibrated along the way to its base)"
+                )
         verdict = outcome.divergence.verdict
         console.print(f"verdict: [bold]{'lossy' if verdict.lossy else 'ok'}[/bold]")
         for reason in verdict.reasons:

@@ -55,21 +55,33 @@ def end(running: subprocess.Popen[str]) -> Result:
 
 
 def test_two_processes_write_the_sidecar_of_one_and_one_of_them_speaks(models: Path) -> None:
-    result = end(launch(2, "-m", "mergekit_cl", *LINE, "-o", "two.safetensors", "--json"))
+    line = (*LINE, "--base", "b")
+    result = end(launch(2, "-m", "mergekit_cl", *line, "-o", "two.safetensors", "--json"))
     assert result.code == 0, result
     assert result.document["examples"] == 8
     assert result.err.count("trace") == 1
     assert result.err.count("output: ") == 1
 
-    assert clmerge(*LINE, "-o", "one.safetensors").code == 0
+    assert clmerge(*line, "-o", "one.safetensors").code == 0
     one, two = said_by(models / "one.safetensors"), said_by(models / "two.safetensors")
     assert distance(stored(models / "two.safetensors"), stored(models / "one.safetensors")) < 1e-6
     for name, expected in one.pop("tensors").items():
         found = two["tensors"][name]["standard_error"]
         assert found == pytest.approx(expected["standard_error"], rel=1e-6), name
-    assert two["mean_nll"] == pytest.approx(one["mean_nll"], rel=1e-7)
-    del two["tensors"], one["mean_nll"], two["mean_nll"]
+    del two["tensors"]
+    for said in (one, two):
+        said["relative"] = said["sampling"].pop("relative_standard_error")
+    for key in ("mean_nll", "trace_standard_error", "relative", "calibration", "calibrated"):
+        assert two.pop(key) == pytest.approx(one.pop(key), rel=1e-6), key
     assert two == one
+
+
+@pytest.mark.long
+def test_a_target_is_refused_once_by_several_processes(models: Path) -> None:
+    result = end(launch(2, "-m", "mergekit_cl", *LINE, "--target-se", "0.1"))
+    assert result.code != 0
+    assert result.err.count("error: one process alone can tell when it knows enough") == 1
+    assert not (models / "a/clmerge").exists()
 
 
 @pytest.mark.long

@@ -89,7 +89,8 @@ def test_the_document_is_the_contracts() -> None:
     document = to_json(summarise(MERGE, [A, B]))
     assert document["format"] == "clmerge.divergence/1"
     assert document["parents"] == ["a", "b"]
-    assert set(document["model"]) == set(NAMES)
+    assert set(document["model"]) == {*NAMES, "predicted_loss"}
+    assert document["model"]["predicted_loss"] == document["model_by_parent"][0]["predicted_loss"]
     # The model's value of a metric is that of the parent it is worst for.
     assert document["model"]["rel_l2"] == pytest.approx((1.6 / 16) ** 0.5)
     for row in document["tensors"]:

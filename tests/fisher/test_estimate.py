@@ -179,7 +179,7 @@ def test_a_loss_of_ones_own_is_squared_per_example() -> None:
         ({"estimator": "adam"}, "none of mc, exact, empirical"),
         ({"draws": 0}, "at least 1"),
         ({"draws": 2, "estimator": "exact"}, "labels that mc draws"),
-        ({"loss": lambda model, batch: batch.labels}, "use empirical"),
+        ({"loss": lambda model, batch: batch.labels, "estimator": "mc"}, "use empirical"),
         ({"frozen": ["nobody"]}, "no such parameter to call frozen: nobody"),
         ({"include": lambda name: False}, "no parameter is left"),
     ],
