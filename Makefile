@@ -3,8 +3,8 @@
 #   make demo      make two specialists of a real language model, merge them, measure the result
 #   make test      everything CI checks: style, types, tests
 #
-# and make lint, make examples, make test-long (all of these), make clean. Each sets up .venv if
-# need be.
+# and make lint, make examples, make fuzz, make test-long (all of these, with kills and power losses
+# at every moment), make clean. Each sets up .venv if need be.
 
 SHELL  := bash
 PYTHON ?= python3
@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say    := @printf '==> %s\n'
 
-.PHONY: help demo examples test test-long lint clean
+.PHONY: help demo examples test test-long fuzz lint clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,7p
 
@@ -50,17 +50,24 @@ lint: $(READY)
 
 # One OpenMP thread unless told otherwise, and waiting asleep: by default two threads spin while they
 # wait for each other, and where another process holds a core a step takes five times as long.
-test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
-test: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),PASSIVE)
-test: export PATH := $(CURDIR)/$(BIN):$(PATH)
+test test-long fuzz: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test test-long fuzz: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),PASSIVE)
+test test-long fuzz: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 test: lint
 	$(say) "pytest"
 	@$(BIN)/python -m pytest -m "not long"
 
+# SEED=N draws other ones.
+fuzz: $(READY)
+	$(say) "100,000 damaged checkpoints: two to three minutes"
+	@$(BIN)/python tests/fuzz_headers.py --count 100000 --seed $(or $(SEED),1)
+
 # The suite runs the examples with hardly any steps; here they run in full, a quarter of an hour.
-test-long: test demo examples
-	@$(BIN)/python -m pytest -m long
+test-long: lint
+	$(say) "pytest, the long tests too"
+	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory fuzz demo examples
 
 clean:
 	$(say) "removing $(VENV), demo and what checks leave behind; downloads stay in ~/.cache/clmerge"

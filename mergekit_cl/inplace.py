@@ -7,7 +7,10 @@ from pathlib import Path
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.place import INDEXES
+from mergekit_cl.checkpoint.urls import is_url, local_path
 from mergekit_cl.errors import OptionError
+from mergekit_cl.output.staging import Staging
+from mergekit_cl.output.target import is_single_file, side_folder
 
 
 def check_in_place(state: Checkpoint) -> None:
@@ -36,3 +39,13 @@ def link_others(state: Checkpoint, out: Path) -> None:
         for name in files:
             if not (target / name).exists():
                 os.link(place / name, target / name, follow_symlinks=False)
+
+
+def complete_update(state: str) -> None:
+    """Finish an update of `state` that was killed while it was published, before it is opened."""
+    if is_url(state) and local_path(state) is None:
+        return
+    path = local_path(state) or Path(state)
+    staging = Staging(path, side_folder=side_folder(path) if is_single_file(path) else None)
+    staging.complete()
+    staging.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions, cut_vocabulary
 from mergekit_cl.computing import Computing, Limits, choose_computing
+from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.divergence.summary import Divergence, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_carries, check_twins, stale_sidecars
+from mergekit_cl.identity import describe_run, is_next_update
 from mergekit_cl.inplace import check_in_place, link_others
-from mergekit_cl.manifest import write_json
+from mergekit_cl.layout import Shard
+from mergekit_cl.manifest import read_manifest, write_json
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.methods.linear import report_operands
 from mergekit_cl.methods.method import Method
@@ -34,10 +37,11 @@ from mergekit_cl.output.target import (
 )
 from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Operand, Plan, Selection, Step, plan_merge
-from mergekit_cl.record import from_entries, manifest, to_entry
+from mergekit_cl.record import manifest, to_entry
 from mergekit_cl.report.progress import Start
 from mergekit_cl.sidecar import parent_of
 from mergekit_cl.stream import StreamOptions, TensorResult, run_stream
+from mergekit_cl.unchanged import check_inputs, check_stamps, marks
 from mergekit_cl.uptodate import recorded_run
 from mergekit_cl.vocabulary import Vocab
 
@@ -156,12 +160,19 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     recorded = recorded_options(method, options)
     single = is_single_file(options.target)
     staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
-    identity = _identity(method, recorded, options)
-    # An update in place changes its own input: given again, it is the next update.
-    again = not options.in_place and not staging.is_unpublished(identity)
-    done = recorded_run(method, recorded, options.target) if again else None
+    identity = describe_run(method, recorded, options.target)
+    completed = staging.complete()
+    if completed is not None:
+        staging.discard()
+    if not options.in_place:
+        done = recorded_run(method, recorded, options.target)
+    else:
+        # It changes its own input: given again it is the next update, unless it was killed while
+        # it was published.
+        again = completed is not None and is_next_update(completed, identity, options.target)
+        done = read_manifest(side_folder(options.target)) if again else None
     if done is not None:
-        staging.clear_own(identity)
+        staging.clear(identity)
         spent = time.perf_counter() - started
         return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
     if not options.in_place:
@@ -186,6 +197,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         if options.report:
             divergence = _divergence(method, plan, results, stale, options.policy)
         made = manifest(method, plan, results, recorded, str(options.target))
+        check_inputs(method, plan, results)
         check_carries(method, made)
         if method.updates:
             made["updates"] = method.updates
@@ -241,8 +253,10 @@ def _stream(
     progress: Start,
     whole: WholeDigests,
 ) -> dict[str, TensorResult]:
-    entries = [e for e in staging.journal.read() if (staging.out / e["shard"]).exists()]
-    finished = from_entries(entries, plan.layout)
+    files = ShardFiles(staging.out, plan.layout)
+    carry = open_carry(plan, staging.out / side_folder(options.target).name)
+    lost = carry is not None and carry[1]  # then residuals of finished tensors would be missing
+    finished = {} if lost else finished_tensors(method, plan, staging.journal, files)
     skipped = sum(
         operand.info.nbytes for name in finished for operand in plan.steps[name].operands
     ) + sum(s.header.file_bytes for s in plan.layout.shards if s.header.tensors[0].name in finished)
@@ -255,26 +269,21 @@ def _stream(
     advance = progress(method.command, plan.bytes_read + plan.bytes_written)
     if skipped:
         advance(skipped)
+
+    def record(shard: Shard, results: Mapping[str, TensorResult]) -> None:
+        check_stamps(method)
+        staging.journal.append({**to_entry(shard.file, results), "inputs": marks(method)})
+
     return run_stream(
         plan,
-        ShardFiles(staging.out, plan.layout),
+        files,
         how,
-        carry=_open_carry(plan, staging.out / side_folder(options.target).name),
+        carry=None if carry is None else carry[0],
         finished=finished,
         on_tensor=lambda step, result: check_tensor(step, whole.complete(step, result)),
-        on_shard=lambda shard, results: staging.journal.append(to_entry(shard.file, results)),
+        on_shard=record,
         advance=advance,
     )
-
-
-def _open_carry(plan: Plan, folder: Path) -> ShardFiles | None:
-    """The file residuals go to, with what an interrupted run already put there."""
-    if plan.carry is None:
-        return None
-    folder.mkdir(exist_ok=True)
-    files = ShardFiles(folder, plan.carry)
-    files.reopen(plan.carry.shards[0])
-    return files
 
 
 def _divergence(
@@ -311,12 +320,11 @@ def _write_companions(
 ) -> None:
     target = options.target
     first = method.checkpoints[0]
+    side = out / side_folder(target).name
+    _remove_but(out, {side.name, *(shard.file for shard in plan.layout.shards)})
     if is_single_file(target):
-        (out / plan.layout.shards[0].file).replace(out / target.name)
         made["outputs"][0]["files"][0]["name"] = target.name
-        side = out / side_folder(target).name
     else:
-        side = out / "clmerge"
         if options.in_place:
             link_others(first, out)
         if first.folder:
@@ -333,6 +341,17 @@ def _write_companions(
             stream.write(sealed_header(plan.carry, digest, method.updates))
     if divergence is not None:
         write_json(side / "divergence.json", to_json(divergence))
+
+
+def _remove_but(folder: Path, kept: set[str]) -> None:
+    """Companions of an earlier attempt go: those of the inputs may have changed since."""
+    for entry in folder.iterdir():
+        if entry.name in kept:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _common_dtype(plan: Plan) -> str | None:
@@ -358,20 +377,4 @@ def recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:
         "carry": options.carry,
         "vocab": options.vocab,
         "policy": options.policy.to_json(),
-    }
-
-
-def _identity(
-    method: Method, recorded: Mapping[str, Any], options: OutputOptions
-) -> dict[str, Any]:
-    """What must be equal for a run to continue another's work: also the inputs' times."""
-    files = []
-    for role, source in method.sources():
-        with suppress(OSError):
-            files += [[role, *stamp] for stamp in source.stamps()]
-    return {
-        "command": method.command,
-        "options": dict(recorded),
-        "inputs": files,
-        "output": str(options.target.absolute()),
     }

@@ -182,8 +182,8 @@ PUBLISHING = [
     (staging, "sync_tree"),
     (staging, "publish_directory"),
     (publish, "sync"),
+    (staging.Staging, "_move"),
     (staging.Staging, "discard"),
-    (staging.shutil, "rmtree"),
 ]
 
 

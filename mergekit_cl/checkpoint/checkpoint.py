@@ -15,6 +15,7 @@ from mergekit_cl.checkpoint.place import Place
 from mergekit_cl.checkpoint.places import locate
 from mergekit_cl.checkpoint.readers import Opened, Reader, open_local, open_remote
 from mergekit_cl.checkpoint.remote import WINDOW, WINDOWS_PER_THREAD
+from mergekit_cl.checkpoint.stamp import Stamp, stamp
 from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.errors import FormatError, InputError
 
@@ -29,6 +30,7 @@ class Checkpoint:
     config and tokenizer, always on this disk. tensors: canonical names in file order. aliases:
     {tied name: canonical name}. config: `config.json`, or None. folder: whether the path names a
     whole folder. here: the path on this disk, or None. revision: the commit of a model on the hub.
+    opened_as: the stamps of `files` before anything was read.
     """
 
     def __init__(self, path: str | Path, place: Place) -> None:
@@ -43,6 +45,8 @@ class Checkpoint:
         self.aliases: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
+        # Before any of it is read: what changes from here on can be told.
+        self.opened_as = [_stamp(file) for file in place.files]
         self._source = place.source
         self._readers: dict[str, Reader] = {}
         self._file_of: dict[str, Path | RemoteFile] = {}
@@ -86,11 +90,10 @@ class Checkpoint:
         return file.nbytes if isinstance(file, RemoteFile) else file.stat().st_size
 
     def stamps(self) -> list[list[str | int]]:
-        """[file, bytes, time or version] of every weight file: unequal after a change.
-
-        Of files beyond this disk as they were when they were opened.
+        """[file, bytes, time or version] of every weight file as it was opened: unequal after a
+        change that does not hide itself.
         """
-        return [_stamp(file) for file in self.files]
+        return [[one.path, one.nbytes, one.version] for one in self.opened_as]
 
     def beside(self, name: str) -> str | Path | None:
         """A file in the side folder, as `open_checkpoint` takes it; None where it is not there."""
@@ -172,11 +175,13 @@ def _as_told(path: str | Path) -> str | Path:
     return text if text.startswith(HUB) else shown(text)
 
 
-def _stamp(file: Path | RemoteFile) -> list[str | int]:
-    if isinstance(file, RemoteFile):
-        return [str(file), file.nbytes, file.stamp]
-    stat = file.stat()
-    return [str(file.absolute()), stat.st_size, stat.st_mtime_ns]
+def _stamp(file: Path | RemoteFile) -> Stamp:
+    try:
+        return stamp(file)
+    except OSError as error:
+        raise InputError(
+            "a weight file cannot be read", detail=f"{file}: {error.strerror}"
+        ) from error
 
 
 def _open_files(place: Place) -> list[Opened]:

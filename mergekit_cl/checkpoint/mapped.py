@@ -26,7 +26,9 @@ class MappedFile:
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of a tensor, flat, in its stored dtype.
 
-        A view of the file; its offset must be aligned for the dtype.
+        A view of the file; its offset must be aligned for the dtype. Raises InputError where the
+        file has become shorter. One that becomes shorter while the view is in use ends the process
+        by SIGBUS: the price of not copying.
         """
         import torch
 
@@ -37,6 +39,12 @@ class MappedFile:
         size = itemsize(tensor.dtype)
         offset = tensor.offset + start * size
         mapped = self._mapping()
+        if mapped.size() < offset + count * size:
+            raise InputError(
+                "a weight file has become shorter while it was read",
+                detail=f"{self.path}: it ends in {tensor.name}",
+                hint="fetch or save it again",
+            )
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:

@@ -46,10 +46,12 @@ def command(
         raise click.UsageError("give either -o NEXT or --in-place")
     from mergekit_cl.carry import find_carry
     from mergekit_cl.checkpoint import open_checkpoint
-    from mergekit_cl.inplace import check_in_place
+    from mergekit_cl.inplace import check_in_place, complete_update
     from mergekit_cl.methods.ema import ema_method
     from mergekit_cl.sidecar import sidecars_for_report
 
+    if in_place and not output["dry_run"]:
+        complete_update(models[0])
     checkpoints = [open_checkpoint(path) for path in models]
     if in_place:
         check_in_place(checkpoints[0])

@@ -120,7 +120,6 @@ def check_replaceable(
 
 def open_staging(target: Path, identity: dict[str, Any], request: FisherRequest) -> Staging:
     """Take the temporary place beside the sidecar, or continue an unfinished run's."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     staging = Staging(target, side_folder=target.parent)
     staging.open({"command": "fisher", **identity}, restart=request.restart)
     return staging

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +153,6 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             if type(error) is ClmergeError:  # a process died: that says nothing against the rows
                 raise
             staging.discard()
-            with suppress(OSError):
-                target.parent.rmdir()  # only if it is empty: nothing is left of a bad run
             raise
         except OSError as error:
             raise OutputError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.errors import OutputError
-from mergekit_cl.output.publish import sync
+from mergekit_cl.output.durable import sync
 
 if TYPE_CHECKING:
     from fisher.accumulator import Accumulator

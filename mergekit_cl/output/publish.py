@@ -7,25 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+from mergekit_cl.output.durable import sync
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-def sync_tree(root: Path) -> None:
-    """Force every file and folder below `root`, and `root` itself, to the disk."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder) / name)
-        sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Force one file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def publish_directory(staged: Path, target: Path) -> None:
@@ -36,18 +21,27 @@ def publish_directory(staged: Path, target: Path) -> None:
     """
     if target.is_dir() and any(target.iterdir()):
         if exchange(staged, target):
+            # Before the old output goes, or a power loss could bring back what is left of it.
+            _sync_both(staged, target)
             shutil.rmtree(staged)
         else:
             _replace_in_two_steps(staged, target)
     else:
         staged.rename(target)
-    sync(target.parent)
+        _sync_both(staged, target)
+    finish_interrupted(target)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Put one file in the place of another by one rename."""
+    source.replace(target)
+    _sync_both(source, target)
 
 
 def publish_inside(
     staged: Path, target: Path, last: tuple[str, ...], replaced: tuple[str, ...] = ()
 ) -> None:
-    """Move the content of `staged` into the existing folder `target`.
+    """Move the content of `staged` into the existing folder `target`; again after a kill.
 
     For places that cannot be renamed. last: names moved at the end, in this order (the index and
     the manifest), so that a reader never sees them without what they speak of. replaced: names of
@@ -56,17 +50,25 @@ def publish_inside(
     names = sorted(entry.name for entry in staged.iterdir())
     for name in (name for name in names if name not in last):
         _move(staged / name, target / name)
+    sync(target)
     for name in replaced:
         (target / name).unlink(missing_ok=True)
     for name in (name for name in last if name in names):
         _move(staged / name, target / name)
-    sync(target)
+        sync(target)
+    sync(staged)
 
 
 def _move(source: Path, there: Path) -> None:
     if there.is_dir() and not there.is_symlink():
         shutil.rmtree(there)
     source.replace(there)
+
+
+def _sync_both(source: Path, target: Path) -> None:
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
 
 
 def finish_interrupted(target: Path) -> None:
@@ -93,8 +95,9 @@ def exchange(one: Path, other: Path) -> bool:
 def _replace_in_two_steps(staged: Path, target: Path) -> None:
     aside = _aside(target)
     target.rename(aside)
+    sync(target.parent)
     staged.rename(target)
-    shutil.rmtree(aside)
+    _sync_both(staged, target)
 
 
 def _aside(target: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mergekit_cl.layout import Layout, Shard
+from mergekit_cl.output.durable import sync
 
 
 class ShardFiles:
@@ -26,16 +27,21 @@ class ShardFiles:
 
     def reopen(self, shard: Shard) -> None:
         """Open a file an earlier run made, keeping its bytes; make it where it is not whole."""
-        path = self.folder / shard.file
-        if not path.is_file() or path.stat().st_size != shard.header.file_bytes:
-            self.create(shard)
+        if self.is_whole(shard):
+            self._open[shard.file] = os.open(self.folder / shard.file, os.O_RDWR)
         else:
-            self._open[shard.file] = os.open(path, os.O_RDWR)
+            self.create(shard)
+
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether the file is there and has its full size."""
+        path = self.folder / shard.file
+        return path.is_file() and path.stat().st_size == shard.header.file_bytes
 
     def sync(self) -> None:
         """Force what is written so far to the disk."""
         for descriptor in list(self._open.values()):
             os.fsync(descriptor)
+        sync(self.folder)
 
     def writer(self, file: str, base: int) -> Callable[[memoryview, int], None]:
         """A function that writes (bytes, offset from `base`) into one file.
@@ -46,10 +52,11 @@ class ShardFiles:
         return lambda data, offset: write_all(descriptor, data, base + offset)
 
     def finish(self, file: str) -> None:
-        """Force one file to the disk and close it."""
+        """Force one file, and that it is there, to the disk and close it."""
         descriptor = self._open.pop(file)
         os.fsync(descriptor)
         os.close(descriptor)
+        sync(self.folder)
 
     def close(self) -> None:
         """Close what is open without forcing it to the disk."""

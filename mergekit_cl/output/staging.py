@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mergekit_cl.digest import bytes_digest
 from mergekit_cl.errors import OutputError
+from mergekit_cl.manifest import read_manifest
+from mergekit_cl.output import lock
+from mergekit_cl.output.durable import make_folders, sync, sync_tree, write_durably
 from mergekit_cl.output.journal import Journal
 from mergekit_cl.output.publish import (
     finish_interrupted,
+    move_file,
     publish_directory,
     publish_inside,
-    sync,
-    sync_tree,
 )
 
 MANIFEST = "manifest.json"
+SIDE = "clmerge"
+RUN, PUBLISHING = "run.json", "publishing.json"
+"""The place's state: a run is unfinished, or complete and on its way to the target. Both hold
+{"run": identity, "folders": those made above the target}; the second also {"manifest": its digest,
+"replaced": names of an older output that give way}."""
+OF_AN_OUTPUT = ("divergence.json", "carry.safetensors")
 
 
 class Staging:
@@ -39,59 +49,63 @@ class Staging:
         self.out = self.place / "out"
         self.journal = Journal(self.place / "journal.jsonl")
         self._lock: int | None = None
+        self._folders: list[Path] = []
 
     def open(self, identity: dict[str, Any], *, restart: bool = False) -> None:
         """Take the place for the run `identity` describes, or continue it there.
 
         Raises OutputError when another process holds it, or another command left it unfinished.
         """
-        try:
+        with self._told():
             self._open(identity, restart)
-        except OSError as error:
-            self.close()
-            raise OutputError(
-                "writing failed",
-                detail=f"{self.place}: {error.strerror or error}",
-                hint="mend that, or choose another -o, and give the same command again",
-            ) from error
 
     def _open(self, identity: dict[str, Any], restart: bool) -> None:
-        self.place.parent.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         finish_interrupted(self.target)
-        run = self.place / "run.json"
-        found = _read_json(run)
-        if found not in (None, identity) and not restart:
+        found = _read_json(self.place / RUN)
+        run = None if found is None else found.get("run")
+        if run not in (None, identity) and not restart:
             self.close()
             raise OutputError(
                 "another command was interrupted while writing this output",
-                detail=f"{self.place}: {_difference(found, identity)}",
+                detail=f"{self.place}: {_difference(run, identity)}",
                 hint="give that command again to finish it, or --restart to discard it",
             )
-        if found != identity or restart:
-            for entry in self.place.iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-                elif entry.name != "lock":
-                    entry.unlink()
-            run.write_text(json.dumps(identity))
-            sync(run)
-        self.out.mkdir(exist_ok=True)
+        if found is not None:
+            self._folders = [*map(Path, found["folders"]), *self._folders]
+        if run != identity or restart:
+            self._empty()
+            folders = [str(folder) for folder in self._folders]
+            record = {"run": identity, "folders": folders}
+            write_durably(self.place / RUN, json.dumps(record).encode())
+        make_folders(self.out)
 
-    def is_unpublished(self, identity: dict[str, Any]) -> bool:
-        """Whether a run of this identity was interrupted with weights still to publish.
+    def complete(self) -> dict[str, Any] | None:
+        """Finish what a run that was killed while it published had begun.
 
-        Only where publishing takes several steps: what is in the target then proves nothing.
+        Returns the identity of that run and holds the place, which `discard` removes; None where
+        there was none. Raises OutputError when another process holds it.
         """
-        if self.side_folder is None and not self.inside:
-            return False
-        ours = _read_json(self.place / "run.json") == identity
-        return ours and next(self.out.glob("*.safetensors"), None) is not None
+        if not (self.place / PUBLISHING).exists():
+            return None
+        with self._told():
+            self._take_lock()
+            record = _read_json(self.place / PUBLISHING)
+            if record is None:
+                self.close()
+                return None
+            self._move(record)
+        run: dict[str, Any] = record["run"]
+        return run
 
-    def clear_own(self, identity: dict[str, Any]) -> None:
-        """Remove what a run of this identity left after its output was already published."""
-        if _read_json(self.place / "run.json") == identity:
-            self.open(identity)
+    def clear(self, identity: dict[str, Any]) -> None:
+        """Remove what a run of this identity, or nobody's, left after its output was published."""
+        found = _read_json(self.place / RUN)
+        if not self.place.exists() or (found is not None and found.get("run") != identity):
+            return
+        with suppress(FileNotFoundError):
+            self._lock = lock.lock_folder(self.place)
+        if self._lock is not None:
             self.discard()
 
     def taken(self) -> int:
@@ -100,22 +114,51 @@ class Staging:
         return sum(path.stat().st_blocks * 512 for path in files)
 
     def publish(self) -> None:
-        """Move `out/` to the target in one step and remove the temporary place."""
+        """Move `out/`, which holds a manifest, to the target and remove the temporary place.
+
+        From the moment that is decided, what comes after a kill is `complete`.
+        """
         sync_tree(self.out)
+        name = SIDE if self.side_folder is None else self.side_folder.name
+        record = _read_json(self.place / RUN) or {"run": {}, "folders": []}
+        record["manifest"] = bytes_digest((self.out / name / MANIFEST).read_bytes())
+        record["replaced"] = self._replaced()
+        write_durably(self.place / PUBLISHING, json.dumps(record).encode())
+        (self.place / RUN).unlink(missing_ok=True)
+        self._move(record)
+        self.discard()
+
+    def _replaced(self) -> list[str]:
+        """Names of an older output that this one does not have."""
+        if self.inside:
+            return sorted(set(weight_files(self.target)) - set(weight_files(self.out)))
+        if self.side_folder is None:
+            return []  # the whole folder gives way
+        old = read_manifest(self.side_folder)
+        files = old["outputs"][0]["files"] if old is not None else []
+        if self.target.name not in [file["name"] for file in files]:
+            return []
+        companions = self.out / self.side_folder.name
+        return [name for name in OF_AN_OUTPUT if not (companions / name).exists()]
+
+    def _move(self, record: dict[str, Any]) -> None:
+        """Every step to the target that is not yet done."""
+        replaced = tuple(record["replaced"])
         if self.side_folder is not None:
             companions = self.out / self.side_folder.name
             if companions.is_dir():
-                self.side_folder.mkdir(exist_ok=True)
-                publish_inside(companions, self.side_folder, last=(MANIFEST,))
-            (self.out / self.target.name).replace(self.target)
-            sync(self.target.parent)
+                make_folders(self.side_folder)
+                publish_inside(companions, self.side_folder, (MANIFEST,), replaced)
+            for weights in self.out.glob("*.safetensors"):
+                move_file(weights, self.target)
         elif self.inside:
-            indexes = tuple(entry.name for entry in self.out.glob("*.index.json"))
-            replaced = set(weight_files(self.target)) - set(weight_files(self.out))
-            publish_inside(self.out, self.target, (*indexes, "clmerge"), tuple(replaced))
-        else:
+            if self.out.is_dir():
+                indexes = tuple(entry.name for entry in self.out.glob("*.index.json"))
+                publish_inside(self.out, self.target, (*indexes, SIDE), replaced)
+        elif not _is_there(self.target, record["manifest"]):
             publish_directory(self.out, self.target)
-        self.discard()
+        else:
+            finish_interrupted(self.target)
 
     def publish_over(self, folder: Path, names: tuple[str, ...]) -> None:
         """Move single files of `out/` into `folder`, in this order, each by one rename."""
@@ -127,8 +170,15 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the temporary place: the run is finished or its input was bad."""
-        shutil.rmtree(self.place, ignore_errors=True)
+        with suppress(OSError):
+            self._empty()
+            (self.place / lock.NAME).unlink(missing_ok=True)
+            self.place.rmdir()
         self.close()
+        for folder in reversed(self._folders):
+            with suppress(OSError):
+                folder.rmdir()  # only where it is empty: nothing was published there
+        self._folders = []
 
     def close(self) -> None:
         """Give back the lock and keep what is there."""
@@ -136,25 +186,44 @@ class Staging:
             os.close(self._lock)
             self._lock = None
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            raise OutputError(
+                "writing failed",
+                detail=f"{self.place}: {error.strerror or error}",
+                hint="mend that, or choose another -o, and give the same command again",
+            ) from error
+
+    def _empty(self) -> None:
+        """Remove all but the lock. What says whose it is goes first: half of it is nobody's."""
+        for name in (RUN, PUBLISHING):
+            (self.place / name).unlink(missing_ok=True)
+        sync(self.place)
+        for entry in self.place.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != lock.NAME:
+                entry.unlink()
+        sync(self.place)
+
     def _take_lock(self) -> None:
         while True:
+            self._folders += make_folders(self.place.parent)
             self.place.mkdir(exist_ok=True)
-            path = self.place / "lock"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(descriptor)
-                raise OutputError(
-                    "another process is writing this output",
-                    detail=str(self.target),
-                    hint="wait for it to end, or choose another -o",
-                ) from error
-            # A run that ends removes the file: a lock on a removed file protects nothing.
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-                self._lock = descriptor
-                return
-            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                self._lock = lock.lock_folder(self.place)
+                break
+        if self._lock is None:
+            raise OutputError(
+                "another process is writing this output",
+                detail=str(self.target),
+                hint="wait for it to end, or choose another -o",
+            )
+        sync(self.place.parent)
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -166,6 +235,13 @@ def _cannot_be_renamed(target: Path) -> bool:
     if not target.is_dir():
         return False
     return os.path.ismount(target) or target.samefile(Path.cwd())
+
+
+def _is_there(target: Path, manifest: str) -> bool:
+    try:
+        return bytes_digest((target / SIDE / MANIFEST).read_bytes()) == manifest
+    except OSError:
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -9,12 +9,12 @@ import pytest
 from making import files_below
 
 from mergekit_cl.output import publish
+from mergekit_cl.output.durable import sync_tree
 from mergekit_cl.output.publish import (
     exchange,
     finish_interrupted,
     publish_directory,
     publish_inside,
-    sync_tree,
 )
 
 NEW = {"clmerge/manifest.json": b"new", "model.safetensors": b"new weights"}

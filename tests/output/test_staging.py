@@ -32,21 +32,48 @@ def opened(target: Path, **options: bool) -> Staging:
     return staging
 
 
+def fill(out: Path, **files: bytes) -> None:
+    """An output with these files and a manifest."""
+    (out / "clmerge").mkdir()
+    (out / "clmerge/manifest.json").write_bytes(b"{}")
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+
+
+MADE = {"clmerge/manifest.json": b"{}"}
+
+
 def test_work_lies_beside_the_target_until_it_is_published(tmp_path: Path) -> None:
     staging = opened(tmp_path / "out")
-    (staging.out / "model.safetensors").write_bytes(b"weights")
+    fill(staging.out, weights=b"1")
     assert staging.place.parent == tmp_path
     assert not (tmp_path / "out").exists()
     staging.publish()
-    assert files_below(tmp_path) == {"out/model.safetensors": b"weights"}
+    assert files_below(tmp_path / "out") == {"weights": b"1", **MADE}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_folders_above_the_target_are_made(tmp_path: Path) -> None:
     staging = opened(tmp_path / "x/y/out")
-    (staging.out / "f").write_bytes(b"1")
+    fill(staging.out, f=b"1")
     staging.publish()
-    assert files_below(tmp_path) == {"x/y/out/f": b"1"}
+    assert files_below(tmp_path / "x/y/out") == {"f": b"1", **MADE}
+
+
+def test_folders_made_above_the_target_go_with_work_that_came_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    opened(tmp_path / "x/y/z/out").close()
+    again = opened(tmp_path / "x/y/z/out")  # what an interrupted run made is remembered
+    again.discard()
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_folders_above_the_target_stay_where_others_use_them(tmp_path: Path) -> None:
+    staging = opened(tmp_path / "x/y/out")
+    (tmp_path / "x/mine").write_bytes(b"1")
+    staging.discard()
+    assert files_below(tmp_path) == {"x/mine": b"1"}
+    assert not (tmp_path / "x/y").exists()
 
 
 def test_a_place_held_by_another_process_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -183,11 +210,11 @@ def test_the_working_directory_is_filled_from_inside(
     monkeypatch.chdir(tmp_path)
     inode = tmp_path.stat().st_ino
     staging = opened(Path())
-    (staging.out / "model.safetensors").write_bytes(b"weights")
+    fill(staging.out, weights=b"1")
     staging.publish()
     assert tmp_path.stat().st_ino == inode
-    assert files_below(tmp_path) == {"model.safetensors": b"weights"}
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert files_below(tmp_path) == {"weights": b"1", **MADE}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clmerge", "weights"]
 
 
 def test_a_mount_point_is_filled_from_inside(
@@ -198,9 +225,45 @@ def test_a_mount_point_is_filled_from_inside(
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mount)
     staging = opened(mount)
     assert staging.place.parent == mount  # the place beside it may be another file system
-    (staging.out / "f").write_bytes(b"1")
+    fill(staging.out, f=b"1")
     staging.publish()
-    assert files_below(tmp_path) == {"mount/f": b"1"}
+    assert files_below(mount) == {"f": b"1", **MADE}
+
+
+def test_what_was_being_published_is_completed_and_says_whose_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = opened(tmp_path / "out")
+    fill(staging.out, f=b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "_move", lambda self, record: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            staging.publish()
+    staging.close()
+    for _ in range(2):  # it may be killed again: nothing is moved twice
+        again = Staging(tmp_path / "out")
+        assert again.complete() == ONE
+        assert files_below(tmp_path / "out") == {"f": b"1", **MADE}
+        again.close()
+    again.complete()
+    again.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Staging(tmp_path / "out").complete() is None
+
+
+def test_what_nobody_claims_any_more_is_removed_and_what_another_run_left_is_not(
+    tmp_path: Path,
+) -> None:
+    opened(tmp_path / "out").close()
+    Staging(tmp_path / "out").clear(OTHER)
+    assert Staging(tmp_path / "out").place.exists()
+    held = opened(tmp_path / "out")
+    Staging(tmp_path / "out").clear(ONE)  # it is still at work
+    assert (held.place / "run.json").exists()
+    held.close()
+    (held.place / "run.json").unlink()  # it died while it removed the rest
+    Staging(tmp_path / "out").clear(OTHER)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("target", ["file/out", "file/deeper/out"])

@@ -1,0 +1,176 @@
+"""Commands whose interruption is tested, and what must hold of their place at every moment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from forked import Forks
+from making import CONFIG, fisher_like, model_tensors, write_model, write_sidecar
+
+Files = dict[str, bytes]
+SHARDS = ("--shard-size", "900")  # several files, some of several tensors
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command line given in folder `cwd` of a prepared place, and the output it makes there.
+
+    prepare: command lines given before, in the same folder. steps: whether publishing takes several
+    steps, so that a reader may see files of two outputs until the next command. exchange: whether
+    the file system can swap two folders.
+    """
+
+    name: str
+    line: tuple[str, ...]
+    output: tuple[str, ...] = ("merged",)
+    prepare: tuple[tuple[str, ...], ...] = ()
+    cwd: str = "."
+    steps: bool = False
+    exchange: bool = True
+
+
+OLD = ("linear-merge", "a", "b", "--weights", "1,3", "-o")
+LINEAR = ("linear-merge", "a", "b", *SHARDS, "-o")
+EMA = ("ema-merge", "state", "b", "--decay", "0.9", *SHARDS)
+STATE = ("ema-merge", "a", "b", "--decay", "0.9", "--shard-size", "600", "-o", "state")
+SINGLE = ("x.safetensors", "x.clmerge")
+SCENARIOS = (
+    Scenario("a new folder", (*LINEAR, "new/deep/out"), ("new/deep/out",)),
+    Scenario(
+        "over an output",
+        ("fisher-merge", "a", "b", *SHARDS, "--force"),
+        prepare=((*OLD, "merged"),),
+    ),
+    Scenario(
+        "over an output, in two renames",
+        (*LINEAR, "merged", "--force", "--carry"),
+        prepare=((*OLD, "merged"),),
+        exchange=False,
+    ),
+    Scenario("with residuals", (*EMA, "-o", "next"), ("next",), (STATE,)),
+    Scenario("in place", (*EMA, "--in-place"), ("state",), (STATE,)),
+    Scenario("one file", ("linear-merge", "a", "b", "-o", "x.safetensors"), SINGLE, steps=True),
+    Scenario(
+        "over one file",
+        ("linear-merge", "a", "b", "-o", "x.safetensors", "--force", "--carry"),
+        SINGLE,
+        ((*OLD, "x.safetensors"),),
+        steps=True,
+    ),
+    Scenario(
+        "one file in place",
+        ("ema-merge", "x.safetensors", "b", "--decay", "0.9", "--in-place"),
+        SINGLE,
+        (("ema-merge", "a", "b", "--decay", "0.9", "-o", "x.safetensors"),),
+        steps=True,
+    ),
+    Scenario(
+        "the working folder",
+        ("linear-merge", "../a", "../b", *SHARDS, "-o", ".", "--force"),
+        ("merged",),
+        (("linear-merge", "../a", "../b", "--weights", "1,3", "-o", "."),),
+        cwd="merged",
+        steps=True,
+    ),
+)
+
+
+def files(place: Path) -> Files:
+    """Every file below, manifests without what a run cost and without the place itself."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes().replace(str(place).encode(), b"PLACE")
+            name = str(path.relative_to(place))
+            if path.name == "manifest.json" and not is_work(name):
+                made = json.loads(content)
+                del made["seconds"], made["peak_memory_bytes"]
+                content = json.dumps(made, sort_keys=True).encode()
+            found[name] = content
+    return found
+
+
+def is_work(name: str) -> bool:
+    """Whether a file is of the temporary place, or of an output that stands aside."""
+    return any(part.endswith((".partial", ".replaced")) for part in Path(name).parts[:-1])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The prepared place with its files, and those after the command that nothing disturbed."""
+
+    scenario: Scenario
+    place: Path
+    before: Files
+    after: Files
+
+    def copy(self, to: Path) -> Path:
+        """A fresh place to disturb; times are kept, so that the state is the same."""
+        shutil.copytree(self.place, to, symlinks=True)
+        return to
+
+    def check_readable(self, place: Path) -> bool:
+        """Assert that a reader finds the old output whole or the new one; whether it is the new.
+
+        Where publishing takes several steps there may be files of both, each whole, while the
+        temporary place says so.
+        """
+        seen = {name: content for name, content in files(place).items() if not is_work(name)}
+        if seen in (self.before, self.after):
+            return seen == self.after
+        aside = [place.joinpath(f".{Path(name).name}.replaced") for name in self.scenario.output]
+        publishing = any(place.rglob(".*.partial/publishing.json"))
+        assert publishing, f"neither output is whole: {_differences(seen, self.before, self.after)}"
+        if self.scenario.exchange and not self.scenario.steps:
+            raise AssertionError("a folder is exchanged in one step")
+        if not self.scenario.steps:
+            assert aside[0].is_dir()
+            return False
+        for name, content in seen.items():
+            assert content in (self.before.get(name), self.after.get(name)), name
+        return False
+
+    def leftovers(self, place: Path) -> list[Path]:
+        """What no reader sees and nobody needs after the end."""
+        return [path for path in place.rglob(".*") if is_work(str(path / "x"))]
+
+
+def prepared(scenario: Scenario, folder: Path, forks: Forks) -> Expected:
+    """The place of a scenario in a folder, and what its command makes of it undisturbed."""
+    place = folder / "place"
+    place.mkdir()
+    _prepare(place, scenario, forks)
+    whole = shutil.copytree(place, folder / "whole")
+    ended = forks.run(whole / scenario.cwd, (*scenario.line, "--threads", "1"))
+    assert ended.status == 0, ended.err
+    for one in (place, whole):
+        if (one / scenario.output[0]).exists():
+            verified = forks.run(one, ("verify", scenario.output[0]))
+            assert verified.status == 0, verified.err
+    after = files(whole)
+    shutil.rmtree(whole)
+    return Expected(scenario, place, files(place), after)
+
+
+def _prepare(place: Path, scenario: Scenario, forks: Forks) -> None:
+    """Fill an empty folder with what the command needs: inputs a and b, and what comes before."""
+    for k, name in enumerate("ab"):
+        model = write_model(place / name, model_tensors(k), CONFIG)
+        (model / "tokenizer.json").write_text(f'{{"of": "{name}"}}')
+        write_sidecar(model, fisher_like(model_tensors(k), k))
+    where = place / scenario.cwd
+    where.mkdir(exist_ok=True)
+    for line in scenario.prepare:
+        ended = forks.run(where, line)
+        assert ended.status == 0, ended.err
+
+
+def _differences(found: Files, before: Files, after: Files) -> dict[str, str]:
+    return {
+        name: "old" if found.get(name) == before.get(name) else "neither"
+        for name in sorted({*found, *before, *after})
+        if found.get(name) != after.get(name)
+    }
