@@ -19,6 +19,9 @@ from mergekit_cl.plan import Step
 if TYPE_CHECKING:
     import torch
 
+    from mergekit_cl.merge.compiled import PairKernel
+    from mergekit_cl.merge.formula import Formula
+
 BLOCK = 2**17
 """Elements per block: float32 scratch of this size stays in a core's cache. Divergence sums are
 added per block, so their last digits depend on it."""
@@ -39,11 +42,12 @@ class SpanResult:
 class BlockWorker:
     """Buffers of one thread, made once per shape of step and used for every block."""
 
-    def __init__(self, device: torch.device, report: bool, allow_nonfinite: bool) -> None:
-        self.device = device
+    def __init__(self, report: bool, allow_nonfinite: bool, compiled: bool = False) -> None:
         self.report = report
         self.allow_nonfinite = allow_nonfinite
+        self.compiled = compiled
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._kernel: tuple[Formula, PairKernel] | None = None
 
     @staticmethod
     def buffer_bytes(step: Step) -> int:
@@ -67,6 +71,7 @@ class BlockWorker:
         out_hash = PieceHash(out_size)
         hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
         block_sums_found: list[list[Sums]] = []
+        compiled = self._compiled_kernel(step)
         for start, stop, is_tail in _blocks(begin, end, step.merged_numel):
             operands = step.operands[:1] if is_tail else step.operands
             stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
@@ -77,11 +82,11 @@ class BlockWorker:
                 if self.report and step.parents and not is_tail:
                     block_sums_found.append(self._copied_sums(step, stored, out))
             else:
-                out, exact, found = self._merge(step, stored)
+                made = None if compiled is None else self._merge_compiled(compiled, step, stored)
+                out, exact, found = made or self._merge(step, stored)
                 block_sums_found.append(found)
                 if write_residual is not None:
-                    write_residual(as_bytes(self._residual(exact, out).cpu()), start * 4)
-            out = out.cpu()
+                    write_residual(as_bytes(self._residual(exact, out)), start * 4)
             out_hash.update(out)
             write(as_bytes(out), start * out_size)
         moved = (end - begin) * out_size
@@ -90,6 +95,35 @@ class BlockWorker:
             operand.checkpoint.release(operand.info.name, begin, last)
             moved += (last - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
+
+    def _compiled_kernel(self, step: Step) -> PairKernel | None:
+        if not self.compiled or step.formula is None:
+            return None
+        if self._kernel is None or self._kernel[0] != step.formula:
+            from mergekit_cl.merge.compiled import pair_kernel
+
+            self._kernel = step.formula, pair_kernel(step.formula)
+        return self._kernel[1]
+
+    def _merge_compiled(
+        self, kernel: PairKernel, step: Step, stored: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]] | None:
+        """As `_merge`, with the same bits; None where something is not finite."""
+        import torch
+
+        count = stored[0].numel()
+        out = self._buffer("out", torch_dtype(step.dtype), count)
+        exact = self._buffer("exact", torch.float32, count)
+        done = kernel(stored, out, exact)
+        if not done.finite:
+            return None
+        if not self.report:
+            return out, exact, []
+        from mergekit_cl.divergence.compiled import block_sums as compiled_sums
+
+        parents = [stored[k] for k in step.parents]
+        fishers = [None if k is None else stored[k] for k in step.fishers]
+        return out, exact, compiled_sums(out, exact, parents, fishers, done.fallback)
 
     def _merge(
         self, step: Step, stored: Sequence[torch.Tensor]
@@ -195,7 +229,7 @@ class BlockWorker:
         return rounded.to(torch.float32)
 
     def _widen(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if stored.dtype == dtype and self.device.type == "cpu":
+        if stored.dtype == dtype:
             return stored
         wide = self._buffer(name, dtype, stored.numel())
         wide.copy_(stored)
@@ -206,7 +240,7 @@ class BlockWorker:
 
         key = (name, dtype)
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(BLOCK, dtype=dtype, device=self.device)
+            self._buffers[key] = torch.empty(BLOCK, dtype=dtype)
         return self._buffers[key][:count]
 
 

@@ -13,6 +13,7 @@ from mergekit_cl.architectures import compare_configs
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
 from mergekit_cl.companions import copy_companions, cut_vocabulary
+from mergekit_cl.compiling import are_worth_compiling
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
@@ -185,6 +186,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         options.report,
         options.allow_nonfinite,
         with_what.ring,
+        are_worth_compiling(plan),
     )
     staging.open(identity, restart=options.restart)
     try:

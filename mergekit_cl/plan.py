@@ -14,6 +14,7 @@ from mergekit_cl.checkpoint.dtypes import promote
 from mergekit_cl.compatible import check_mergeable, check_same_tensors
 from mergekit_cl.errors import OptionError
 from mergekit_cl.layout import Layout, lay_out
+from mergekit_cl.merge.formula import COMPILED_DTYPES, Formula
 from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.ties import Ties, find_ties
 from mergekit_cl.vocabulary import Resized, Vocab, check_one_size, describe, find_resized
@@ -44,7 +45,7 @@ class Step:
     must equal), of tied tensors stored twice. base: the operand that is the base, for the report.
     must_agree: whether a copy is refused where the operands differ. compute: dtype of the
     arithmetic. merged_numel: elements beyond these, which the other operands lack, are copied from
-    the first.
+    the first. formula: what the kernel computes, where a compiled one gives the same bits.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Step:
     must_agree: bool = False
     compute: str = "F32"
     merged_numel: int | None = None
+    formula: Formula | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Ingredients(NamedTuple):
     more: operands besides the inputs. fishers: for each input the operand with its Fisher, or None.
     float32_for: output dtypes for which float32 arithmetic is close enough to the exact result.
     base: the operand that is the base, if one is read.
+    formula: what the kernel computes, if that is a formula of two inputs.
     """
 
     kernel: Kernel
@@ -126,6 +129,7 @@ class Ingredients(NamedTuple):
     fishers: tuple[int | None, ...]
     float32_for: frozenset[str] = frozenset({"F32"})
     base: int | None = None
+    formula: Formula | None = None
 
 
 Recipe = Callable[[str, Sequence[Operand]], Ingredients]
@@ -198,6 +202,7 @@ def plan_merge(
             out = dtype or promote({operand.info.dtype for operand in inputs})
             parents = tuple(range(len(inputs)))
             added, places = _residual_operands(name, len(operands), carries)
+            compute = compute_dtype(operands, out, made.float32_for)
             step = Step(
                 name,
                 out,
@@ -209,7 +214,10 @@ def plan_merge(
                 made.fishers,
                 places,
                 base=made.base,
-                compute=compute_dtype(operands, out, made.float32_for),
+                compute=compute,
+                formula=None
+                if added or made.base is not None
+                else _compilable(made.formula, operands, out, compute),
             )
             steps[name] = _with_twins(step, ties, resized)
         if vocab == "base" and inputs[0].info.shape != first.shape:
@@ -308,6 +316,14 @@ def compute_dtype(operands: Sequence[Operand], out: str, float32_for: frozenset[
     if any(operand.info.dtype == "F64" for operand in operands):
         return "F64"
     return "F32" if out in float32_for | {"F64"} else "F64"
+
+
+def _compilable(
+    formula: Formula | None, operands: Sequence[Operand], out: str, compute: str
+) -> Formula | None:
+    """The formula, if compiled kernels know every dtype."""
+    known = {out, *(operand.info.dtype for operand in operands)} <= COMPILED_DTYPES
+    return formula if known and compute == "F32" else None
 
 
 def float32_for(operands: int) -> frozenset[str]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], None]
 
+SMALL = 2**17
+"""Bytes read for a tensor, on average, below which two threads are slower than one."""
+
 
 @dataclass(frozen=True)
 class TensorResult:
@@ -46,6 +49,7 @@ class StreamOptions:
     """workers: threads. report: compute divergence. allow_nonfinite: let NaN and Inf through.
 
     ring: of what size it is where the device is a GPU, which is merged on through one.
+    compiled: use kernels compiled for this processor where there are any; the bytes are the same.
     """
 
     device: torch.device
@@ -53,6 +57,7 @@ class StreamOptions:
     report: bool
     allow_nonfinite: bool
     ring: RingSize | None = None
+    compiled: bool = False
 
 
 @dataclass
@@ -66,9 +71,12 @@ class _Pending:
 def default_workers(threads: int | None, memory: int | None, plan: Plan) -> int:
     """Threads to use: those asked for or one per core up to 8, fewer to stay within `memory` bytes.
 
+    One for tensors of a few KiB, which are mostly Python's own work: threads take turns at that.
     Raises OptionError where not even one worker fits.
     """
     wanted = threads or min(len(os.sched_getaffinity(0)), 8)
+    if threads is None and plan.bytes_read < SMALL * len(plan.steps):
+        wanted = 1
     if memory is None:
         return wanted
     one = buffer_bytes(plan)
@@ -122,7 +130,7 @@ def run_stream(
 
     def run_worker() -> None:
         worker = (
-            BlockWorker(options.device, options.report, options.allow_nonfinite)
+            BlockWorker(options.report, options.allow_nonfinite, options.compiled)
             if card is None
             else RingWorker(card, options.report, options.allow_nonfinite)
         )

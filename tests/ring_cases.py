@@ -54,7 +54,7 @@ def plan_of(method: Method, **options: Any) -> Plan:
 
 def on_cpu(plan: Plan, *, report: bool = True, allow: bool = False, name: str = "w") -> Made:
     """One tensor as the CPU makes it."""
-    return _run(BlockWorker(torch.device("cpu"), report, allow), plan, name)
+    return _run(BlockWorker(report, allow), plan, name)
 
 
 def on_ring(

@@ -16,8 +16,6 @@ from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.merging import OutputOptions, make_plan
 from mergekit_cl.plan import Step
 
-CPU = torch.device("cpu")
-
 
 def step_of(inputs: list[Path], name: str = "w", **options: Any) -> Step:
     reported = options.pop("reported", False)
@@ -37,7 +35,7 @@ def run(
     def write(data: memoryview, offset: int) -> None:
         written[offset] = bytes(data)
 
-    worker = BlockWorker(CPU, report, allow)
+    worker = BlockWorker(report, allow)
     found = worker.run(step, begin, end, write)
     return found, b"".join(data for _, data in sorted(written.items()))
 
@@ -209,7 +207,7 @@ def test_a_copied_tensor_of_another_dtype_is_rounded_once(tmp_path: Path) -> Non
 
 def test_buffers_are_counted(tmp_path: Path) -> None:
     inputs = pair(tmp_path, 10, torch.bfloat16)
-    worker = BlockWorker(CPU, True, False)
+    worker = BlockWorker(True, False)
     step = step_of(inputs, weights=(0.3, 0.7))
     worker.run(step, 0, 10, lambda data, offset: None)
     held = sum(buffer.nbytes for buffer in worker._buffers.values())

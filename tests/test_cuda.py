@@ -100,9 +100,7 @@ def assert_same(one: Path, other: Path) -> None:
     if (one / "clmerge/divergence.json").exists():
         ours, theirs = (_model(place) for place in (one, other))
         for metric, value in ours.items():
-            # A difference of sums that nearly cancel: theirs agree to 1e-9, it does not.
-            precise, least = (1e-5, 1e-6) if metric == "rounding_error" else (1e-9, 1e-15)
-            known = value if value is None else pytest.approx(value, precise, least)
+            known = value if value is None else pytest.approx(value, 1e-9, 1e-15)
             assert theirs[metric] == known, metric
 
 

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mergekit_cl", "fisher")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OWN = set(PACKAGES)
-LIBRARIES = {"click", "rich", "torch", "numpy", "safetensors", "transformers", "peft", "accelerate"}
+LIBRARIES = {"click", "rich", "torch", "numpy", "numba", "safetensors", "transformers", "peft"}
+LIBRARIES |= {"accelerate"}
 
 
 class Import(NamedTuple):
@@ -94,7 +95,7 @@ def test_fisher_knows_neither_the_tool_nor_its_display() -> None:
 
 @pytest.mark.parametrize("room", ["mergekit_cl.merge", "mergekit_cl.divergence"])
 def test_formulas_know_no_files(room: str) -> None:
-    allowed = {"torch", "numpy"} | sys.stdlib_module_names
+    allowed = {"torch", "numpy", "numba"} | sys.stdlib_module_names
     files = {"os", "io", "pathlib", "mmap", "shutil", "tempfile"}
     for one in IMPORTS:
         if within(one.module, room):

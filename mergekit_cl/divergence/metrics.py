@@ -29,10 +29,9 @@ def metrics(sums: Sums) -> dict[str, float | None]:
     inner = (sums.parent_square + sums.merged_square - sums.difference_square) / 2
     update, survived = sums.update_square, sums.update_survived
     survival = rounding_error = None
-    if update and survived is not None:
+    if update and survived is not None and sums.rounding_square is not None:
         survival = survived / update
-        lost = sums.difference_square - 2 * survived + update
-        rounding_error = math.sqrt(max(lost, 0.0) / update)
+        rounding_error = math.sqrt(sums.rounding_square / update)
     predicted = sums.fisher_square
     # An entry that changed and has no Fisher may have cost anything.
     if predicted is not None and not sums.fisher_gap[1]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ class Sums:
     changed: int = 0  # entries whose bits differ
     update_square: float | None = 0.0  # sum (x - p)^2
     update_survived: float | None = 0.0  # sum (x - p)(m - p)
+    rounding_square: float | None = 0.0  # sum (m - x)^2: from the others it would cancel
     fisher_square: float | None = None  # sum F_p (m - p)^2 over the entries that have a Fisher
     fallback: int | None = None  # entries a Fisher fallback decided
     without_fisher: int = 0  # entries without one, where others have one
@@ -44,28 +47,26 @@ class Sums:
         return self.without_fisher, self.changed_without_fisher
 
     def __add__(self, other: Sums) -> Sums:
-        values = {}
-        for field in fields(self):
-            a, b = getattr(self, field.name), getattr(other, field.name)
-            if field.name == "largest":
-                values[field.name] = max(a, b)
-            elif field.name in _KNOWN_IN_PART and (a is None or b is None):
-                values[field.name] = b if a is None else a
-            else:
-                values[field.name] = None if a is None or b is None else a + b
-        if values["fisher_square"] is not None:
-            gaps = zip(self.fisher_gap, other.fisher_gap, strict=True)
-            missing, changed = (a + b for a, b in gaps)
-            values |= {"without_fisher": missing, "changed_without_fisher": changed}
-        return Sums(**values)
+        return total([self, other])
 
 
 def total(parts: Sequence[Sums]) -> Sums:
     """The sum of parts, added in the order given so that it is the same on every run."""
-    result = Sums()
-    for part in parts:
-        result = result + part
-    return result
+    summed: dict[str, Any] = {}
+    for field in fields(Sums):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name in _KNOWN_IN_PART:
+            known = [value for value in values if value is not None]
+            summed[field.name] = reduce(add, known) if known else None
+        elif None in values:
+            summed[field.name] = None
+        else:
+            summed[field.name] = reduce(max if field.name == "largest" else add, values, 0)
+    if summed["fisher_square"] is not None:
+        gaps = [part.fisher_gap for part in parts]
+        summed["without_fisher"] = sum(missing for missing, _ in gaps)
+        summed["changed_without_fisher"] = sum(changed for _, changed in gaps)
+    return Sums(**summed) if parts else Sums()
 
 
 def block_sums(
@@ -88,8 +89,11 @@ def block_sums(
     m, p, d, x, f = scratch[:SCRATCH_BUFFERS]
     m.copy_(merged)
     merged_square = float(torch.dot(m, m))
+    rounding_square = None
     if exact is not None:
         x.copy_(exact)
+        torch.sub(m, x, out=d)
+        rounding_square = float(torch.dot(d, d))
     found = []
     for parent, fisher, differing in zip(parents, fishers, changed, strict=True):
         p.copy_(parent)
@@ -116,6 +120,7 @@ def block_sums(
                 changed=differing,
                 update_square=update_square,
                 update_survived=update_survived,
+                rounding_square=rounding_square,
                 fisher_square=fisher_square,
                 fallback=fallback,
             )

@@ -23,6 +23,7 @@ COLUMNS = (
     "update_square",
     "update_survived",
     "fisher_square",
+    "rounding_square",
     "conflict",
     "conflict_whole",
 )
@@ -59,6 +60,8 @@ def fill_table(
     m.copy_(merged)
     x.copy_(exact)
     merged_square = dot(m, m)
+    torch.sub(m, x, out=d)
+    rounding_square = dot(d, d)
     for k, (parent, fisher, differing) in enumerate(zip(parents, fishers, changed, strict=True)):
         p.copy_(parent)
         torch.sub(m, p, out=d)
@@ -76,7 +79,8 @@ def fill_table(
             f.copy_(fisher)
             f.mul_(d)
             table[:, k, 7] = dot(f, d)
-    table[:, :, 8:] = 0.0
+        table[:, k, 8] = rounding_square
+    table[:, :, 9:] = 0.0
     if base is None:
         return
     together, apart, origin = m.zero_(), x.zero_(), p.copy_(base)
@@ -85,8 +89,8 @@ def fill_table(
         together.add_(d)
         apart.add_(d.abs_())
     whole = per_block(apart, block).view(-1, 1)
-    table[:, :, 8] = whole - per_block(together.abs_(), block).view(-1, 1)
-    table[:, :, 9] = whole
+    table[:, :, 9] = whole - per_block(together.abs_(), block).view(-1, 1)
+    table[:, :, 10] = whole
 
 
 def per_block(
@@ -141,6 +145,7 @@ def _sums(
         changed=int(said["changed"]),
         update_square=said["update_square"],
         update_survived=said["update_survived"],
+        rounding_square=said["rounding_square"],
         fisher_square=said["fisher_square"] if fisher_is_known else None,
         fallback=fallback,
         conflict=said["conflict"] if based else None,

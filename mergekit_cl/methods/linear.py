@@ -8,6 +8,7 @@ from functools import partial
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import MismatchError
+from mergekit_cl.merge.formula import PairMean
 from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
 from mergekit_cl.methods.method import Method, resolve_weights
@@ -39,7 +40,8 @@ def linear_method(
         if normalize or base is None:
             formula = weighted_mean if normalize else weighted_sum
             kernel = first_operands(partial(formula, weights=resolved), len(inputs))
-            return Ingredients(kernel, with_base, places, float32_for(len(inputs)), place)
+            pair = PairMean((resolved[0], resolved[1])) if normalize and len(inputs) == 2 else None
+            return Ingredients(kernel, with_base, places, float32_for(len(inputs)), place, pair)
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
         return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1), place)
 

@@ -104,9 +104,8 @@ def _on_sample(step: Step, sample: Sample) -> Step:
 
 def _cpu_rate(step: Step, report: bool, hashed: float) -> float:
     """Elements per second of one thread, less the hashing, which is counted apart."""
-    import torch
 
-    worker = BlockWorker(torch.device("cpu"), report, True)
+    worker = BlockWorker(report, True)
     spent = _best(lambda: worker.run(step, 0, BLOCK, lambda data, offset: None))
     sizes = [itemsize(operand.info.dtype) for operand in step.operands]
     hashing = BLOCK * (sum(sizes) + itemsize(step.dtype)) / hashed

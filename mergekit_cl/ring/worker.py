@@ -36,13 +36,12 @@ class RingWorker:
     def __init__(
         self, card: Card, report: bool, allow_nonfinite: bool, smallest: int = SMALLEST
     ) -> None:
-        import torch
 
         self.report = report
         self.allow_nonfinite = allow_nonfinite
         self.smallest = smallest
         self._card = card
-        self._host = BlockWorker(torch.device("cpu"), report, allow_nonfinite)
+        self._host = BlockWorker(report, allow_nonfinite)
         self._slots: list[Slot] = []
 
     def run(

@@ -42,6 +42,7 @@ def test_every_sum_is_the_one_of_float64_numpy(dtype: torch.dtype) -> None:
             changed=7 + k,
             update_square=math.fsum((x - p) ** 2),
             update_survived=math.fsum((x - p) * (m - p)),
+            rounding_square=math.fsum((m - x) ** 2),
             fisher_square=math.fsum(f * (m - p) ** 2),
             fallback=3,
         )

@@ -90,9 +90,7 @@ def test_every_file_is_the_cpus(
     if "clmerge/divergence.json" in one:
         models = [json.loads(files["clmerge/divergence.json"])["model"] for files in (one, other)]
         for metric, value in models[0].items():
-            # A difference of sums that nearly cancel: theirs agree to 1e-9, it does not.
-            precise, least = (1e-5, 1e-6) if metric == "rounding_error" else (1e-9, 1e-15)
-            expected = value if value is None else pytest.approx(value, precise, least)
+            expected = value if value is None else pytest.approx(value, 1e-9, 1e-15)
             assert models[1][metric] == expected, metric
 
 

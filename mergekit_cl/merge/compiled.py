@@ -1,0 +1,197 @@
+"""Merges of two inputs in one pass over a block, compiled for this processor.
+
+The same float32 operations in the same order as merge/linear.py and merge/fisher.py, each rounded
+on its own (no contraction, no reassociation), so that the bits are the same. A block in which
+anything is not finite is only reported: those formulas say what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from mergekit_cl.merge.formula import Formula, PairFisher, PairMean
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Compiled(NamedTuple):
+    """finite: whether every operand and result was. fallback: entries it decided, if any can."""
+
+    finite: bool
+    fallback: int | None
+
+
+PairKernel = Callable[[Sequence["torch.Tensor"], "torch.Tensor", "torch.Tensor"], Compiled]
+"""(stored operands, out, exact) -> Compiled; fills `out` (rounded) and `exact` (float32)."""
+
+
+def pair_kernel(formula: Formula) -> PairKernel:
+    """The compiled form of a formula, for flat CPU blocks of bfloat16 or float32."""
+    if isinstance(formula, PairMean):
+        return _pair_mean(formula)
+    return _pair_fisher(formula)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A flat tensor as the kernels take it: bfloat16 as its bits, float32 as it is."""
+    import torch
+
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    array: np.ndarray[Any, Any] = bits.numpy()
+    return array
+
+
+def _pair_mean(formula: PairMean) -> PairKernel:
+    first, second = formula.weights
+    # As weighted_mean: from the input of larger weight, the last of equals.
+    near, far, weight = (0, 1, second) if first > second else (1, 0, first)
+    rounded = np.float32(weight)
+    # A difference of +0 times a negative weight is -0, which would lose a -0.
+    lost_zero = np.float32(0.0) if min(formula.weights) < 0 else np.float32(-0.0)
+
+    def run(stored: Sequence[torch.Tensor], out: torch.Tensor, exact: torch.Tensor) -> Compiled:
+        bad = mean_of_pair(
+            as_array(stored[near]),
+            as_array(stored[far]),
+            rounded,
+            lost_zero,
+            as_array(out),
+            exact.numpy(),
+        )
+        return Compiled(not bad, None)
+
+    return run
+
+
+def _pair_fisher(formula: PairFisher) -> PairKernel:
+    numbers = np.asarray(
+        [number for scale in formula.scales for number in (scale.weight, scale.factor, scale.floor)]
+    )
+    with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
+        rounded = numbers.astype(np.float32)
+
+    def run(stored: Sequence[torch.Tensor], out: torch.Tensor, exact: torch.Tensor) -> Compiled:
+        arrays = [as_array(tensor) for tensor in stored[:4]]
+        bad, undecided = fisher_of_pair(*arrays, *rounded, as_array(out), exact.numpy())
+        return Compiled(not bad, int(undecided))
+
+    return run
+
+
+def _reinterpret(source, target):
+    """A function for compiled code that reads the bits of one type as another."""
+
+    @intrinsic
+    def same_bits(typing, value):
+        def generate(context, builder, signature, values):
+            return builder.bitcast(values[0], context.get_value_type(target))
+
+        return target(source), generate
+
+    return same_bits
+
+
+float_of_bits = _reinterpret(types.uint32, types.float32)
+bits_of_float = _reinterpret(types.float32, types.uint32)
+double_of_bits = _reinterpret(types.int64, types.float64)
+bits_of_double = _reinterpret(types.float64, types.int64)
+
+
+def widen(value):
+    """A stored element as float32, in compiled code."""
+    raise NotImplementedError
+
+
+@overload(widen, inline="always")
+def _widen(value):
+    if value == types.uint16:
+        return lambda value: float_of_bits(np.uint32(value) << np.uint32(16))
+    return lambda value: value
+
+
+def narrow(value, like):
+    """A finite float32 rounded to nearest even, as an element like `like`, in compiled code."""
+    raise NotImplementedError
+
+
+@overload(narrow, inline="always")
+def _narrow(value, like):
+    if like == types.uint16:
+
+        def rounded(value, like):
+            bits = bits_of_float(value)
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+        return rounded
+    return lambda value, like: value
+
+
+@njit(inline="always")
+def _not_finite(value):
+    exponent = np.uint32(0x7F800000)
+    return np.uint32((bits_of_float(value) & exponent) == exponent)
+
+
+@njit(nogil=True, cache=True)
+def mean_of_pair(near, far, weight, lost_zero, out, exact):
+    """near - weight * (near - far), rounded into `out`; returns a count of what is not finite."""
+    bad = np.uint32(0)
+    for i in range(out.shape[0]):
+        x = widen(near[i])
+        y = widen(far[i])
+        result = x - (weight * (x - y) + lost_zero)
+        stored = narrow(result, out[i])
+        exact[i] = result
+        out[i] = stored
+        bad |= _not_finite(x) | _not_finite(y) | _not_finite(widen(stored))
+    return bad
+
+
+@njit(nogil=True, cache=True)
+def fisher_of_pair(
+    a,
+    b,
+    fisher_a,
+    fisher_b,
+    weight_a,
+    factor_a,
+    floor_a,
+    weight_b,
+    factor_b,
+    floor_b,
+    out,
+    exact,
+):
+    """merge/fisher.py for two inputs and the linear fallback; (not finite, entries it decided)."""
+    bad = np.uint32(0)
+    fallback = np.uint32(0)
+    zero = np.float32(0.0)
+    for i in range(out.shape[0]):
+        x = widen(a[i])
+        y = widen(b[i])
+        fx = widen(fisher_a[i])
+        fy = widen(fisher_b[i])
+        undecided = fx + fy == zero
+        gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
+        gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
+        grown = gx + gy
+        divisor = grown if grown != zero else np.float32(1.0)
+        tx = gx / divisor
+        ty = gy / divisor
+        near = x if tx > ty else y
+        far = y if tx > ty else x
+        result = near - (ty if ty < tx else tx) * (near - far)
+        stored = narrow(result, out[i])
+        exact[i] = result
+        out[i] = stored
+        fallback += np.uint32(undecided)
+        bad |= _not_finite(x) | _not_finite(y) | _not_finite(widen(stored))
+        bad |= _not_finite(fx) | _not_finite(fy) | _not_finite(grown)
+    return bad, fallback

@@ -1,0 +1,63 @@
+"""Compiled divergence sums against exact ones of the same values."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from mergekit_cl.divergence.compiled import block_sums
+
+SIZE = 5003
+
+
+def draw(seed: int, dtype: torch.dtype, scale: float) -> torch.Tensor:
+    return (torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("parent_dtype", [torch.bfloat16, torch.float32])
+def test_sums_are_those_of_float64(dtype: torch.dtype, parent_dtype: torch.dtype) -> None:
+    parents = [draw(k, parent_dtype, 0.1) for k in range(2)]
+    exact = parents[0].float() * 0.4 + parents[1].float() * 0.6
+    merged = exact.to(dtype)
+    merged[:100] = parents[0][:100].to(dtype)
+    fisher = draw(7, torch.bfloat16, 1.0).square()
+    found = block_sums(merged, exact, parents, [fisher, None], 5)
+    m, x, f = (t.double().numpy() for t in (merged, exact, fisher))
+    for k, sums in enumerate(found):
+        p = parents[k].double().numpy()
+        d, u = m - p, x - p
+        expected = {
+            "count": SIZE,
+            "parent_square": np.sum(p * p),
+            "merged_square": np.sum(m * m),
+            "difference_square": np.sum(d * d),
+            "largest": np.abs(d).max(),
+            "changed": int(np.count_nonzero(d)),
+            "update_square": np.sum(u * u),
+            "update_survived": np.sum(u * d),
+            "rounding_square": np.sum((m - x) ** 2),
+            "fisher_square": None if k else np.sum(f * d * d),
+            "fallback": 5,
+        }
+        for field, value in expected.items():
+            got = getattr(sums, field)
+            assert got == (None if value is None else pytest.approx(value, rel=1e-12)), field
+        assert sums.largest == np.abs(d).max()
+        assert {field.name for field in fields(sums)} >= set(expected)
+
+
+def test_zeros_of_both_signs_differ_in_their_bits() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        zero = torch.zeros(4, dtype=dtype)
+        (sums,) = block_sums(-zero, zero.float(), [zero], [None], None)
+        assert (sums.changed, sums.largest) == (4, 0.0)
+
+
+def test_an_empty_block_sums_to_nothing() -> None:
+    empty = torch.empty(0, dtype=torch.bfloat16)
+    (sums,) = block_sums(empty, empty.float(), [empty], [empty], 0)
+    assert (sums.count, sums.difference_square, sums.largest, sums.changed) == (0, 0.0, 0.0, 0)

@@ -1,0 +1,141 @@
+"""Compiled kernels in whole merges: the same files, the same numbers, the same refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from making import (
+    by_fisher,
+    fisher_like,
+    linear,
+    merge,
+    model_tensors,
+    weight_bytes,
+    write_model,
+    write_sidecar,
+)
+
+from mergekit_cl import compiling
+from mergekit_cl.block import BlockWorker
+from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.compiling import are_worth_compiling
+from mergekit_cl.errors import NonFiniteError
+from mergekit_cl.merging import OutputOptions, make_plan
+from mergekit_cl.methods.ema import ema_method
+from mergekit_cl.methods.method import Method
+
+
+def two(folder: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> list[Path]:
+    paths = []
+    for k, dtype in enumerate(dtypes):
+        generator = torch.Generator().manual_seed(k)
+        tensors = {**model_tensors(k, dtype), "ids": torch.arange(5)}
+        tensors["long"] = (torch.randn(300_001, generator=generator) * 0.1).to(dtype)
+        paths.append(write_model(folder / str(k), tensors))
+        floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
+        write_sidecar(paths[-1], fisher_like(floats, k))
+    return paths
+
+
+def averaged(inputs: list[Path]) -> Method:
+    return linear(inputs, weights=(0.3, 0.7), reported=True)
+
+
+def updated(inputs: list[Path]) -> Method:
+    opened = [open_checkpoint(path) for path in inputs]
+    return ema_method(opened, decay=0.99, half_life=None, warmup=False, sidecars=[None, None])
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Says how many blocks compiled kernels made."""
+    made: list[int] = []
+    usual = BlockWorker._merge_compiled
+
+    def counting(self: BlockWorker, *arguments: Any) -> Any:
+        found = usual(self, *arguments)
+        made.append(found is not None)
+        return found
+
+    monkeypatch.setattr(BlockWorker, "_merge_compiled", counting)
+    return made
+
+
+BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
+
+
+@pytest.mark.parametrize("method", [averaged, by_fisher, updated])
+@pytest.mark.parametrize("dtypes", [(BF16, BF16), (F32, F32), (BF16, F32), (F16, BF16)])
+def test_a_merge_is_the_same_with_and_without_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Callable[[list[Path]], Method],
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    inputs = two(tmp_path, dtypes)
+    carry = dtypes == (BF16, BF16)
+    plain = merge(method(inputs), tmp_path / "plain", carry=carry)
+    made = counted(monkeypatch)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    fast = merge(method(inputs), tmp_path / "fast", carry=carry)
+    assert any(made) == (F16 not in dtypes)
+    assert weight_bytes(tmp_path / "fast") == weight_bytes(tmp_path / "plain")
+    assert fast.manifest["tensors"] == plain.manifest["tensors"]
+    assert fast.manifest["inputs"] == plain.manifest["inputs"]
+    if carry:
+        kept = [(tmp_path / name / "clmerge/carry.safetensors") for name in ("fast", "plain")]
+        assert kept[0].read_bytes() == kept[1].read_bytes()
+    one, other = (
+        json.loads((tmp_path / name / "clmerge/divergence.json").read_bytes())
+        for name in ("fast", "plain")
+    )
+    for mine, theirs in zip(
+        [one["model"], *one["tensors"]], [other["model"], *other["tensors"]], strict=True
+    ):
+        assert mine.keys() == theirs.keys()
+        for metric, value in theirs.items():
+            is_number = isinstance(value, float)
+            assert mine[metric] == (pytest.approx(value, rel=1e-9) if is_number else value), metric
+
+
+def test_what_is_not_finite_is_named_or_let_through_as_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.linspace(-1, 1, 1000).bfloat16()
+    broken = values.clone()
+    broken[7], broken[8] = float("nan"), float("inf")
+    inputs = [write_model(tmp_path / str(k), {"w": v}) for k, v in enumerate([values, broken])]
+    merge(linear(inputs), tmp_path / "plain", allow_nonfinite=True)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    merge(linear(inputs), tmp_path / "fast", allow_nonfinite=True)
+    assert weight_bytes(tmp_path / "fast") == weight_bytes(tmp_path / "plain")
+    with pytest.raises(NonFiniteError, match="NaN or Inf") as error:
+        merge(linear(inputs), tmp_path / "refused")
+    assert "1: w (2 in one block)" in str(error.value.detail)
+
+
+def test_small_merges_do_not_wait_for_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = two(tmp_path, (BF16, BF16))
+    plan = make_plan(averaged(inputs), OutputOptions(target=tmp_path / "out"))
+    assert not are_worth_compiling(plan)
+    elements = sum(s.operands[0].info.numel for s in plan.steps.values() if s.formula)
+    monkeypatch.setattr(compiling, "WORTHWHILE", elements)
+    assert are_worth_compiling(plan)
+    monkeypatch.setattr(compiling, "WORTHWHILE", elements + 1)
+    assert not are_worth_compiling(plan)
+
+
+def test_three_inputs_have_no_compiled_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = two(tmp_path, (F32, F32))
+    made = counted(monkeypatch)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    merge(linear([*inputs, inputs[0]]), tmp_path / "out")
+    assert made == []
