@@ -20,7 +20,7 @@ from mergekit_cl.commands.streams import Streams
 from mergekit_cl.errors import ClmergeError
 from mergekit_cl.interrupts import interrupting
 from mergekit_cl.launched import launched
-from mergekit_cl.report.text import shown
+from mergekit_cl.report.text import log_line
 
 COMMANDS = {
     "fisher": "Compute a Fisher sidecar for a model.",
@@ -156,8 +156,8 @@ def _tell(error: Exception, streams: Streams, words: list[str]) -> int:
         lines = [f"error: {message}"]
         lines += [f"  {detail}"] if detail else []
         lines += [f"  try: {hint}"] if hint else []
-        # Names in it come from files, and a terminal would obey control characters.
-        safe = [shown(line) for line in "\n".join(lines).split("\n")]
+        # Names in it come from files; terminals and workflows obey some of what they may hold.
+        safe = [log_line(line) for line in "\n".join(lines).split("\n")]
         print("\n".join(safe), file=sys.stderr)  # noqa: T201
     return exit_code
 

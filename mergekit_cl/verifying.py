@@ -29,7 +29,7 @@ from mergekit_cl.manifest import describe_input
 from mergekit_cl.recorded import Recorded, find_manifest, read_recorded
 from mergekit_cl.report.progress import Start
 from mergekit_cl.sidecar import NAMES, find_sidecar, open_sidecar
-from mergekit_cl.verifying_beside import compare_carry, compare_divergence
+from mergekit_cl.verifying_beside import ReadBeside, compare_carry, compare_divergence
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
         read = _read(parts, progress, threads, whole=whole)
         if recorded is not None:
             differences += [*compare_files(recorded, read), *compare_tensors(recorded, read)]
-            differences += compare_divergence(side_folder, recorded)
+            beside = opened.read_beside if isinstance(opened, Checkpoint) else _reader(side_folder)
+            differences += compare_divergence(beside, recorded)
         if isinstance(opened, Checkpoint):
             differences += compare_carry(opened, read)
         if sidecar is not None:
@@ -109,6 +110,16 @@ def _side_folder(path: str | Path) -> Path:
     """Where the record of a checkpoint lies that cannot be opened."""
     folder = Path(path)
     return folder / "clmerge" if folder.is_dir() else locate(path).side_folder
+
+
+def _reader(side_folder: Path) -> ReadBeside:
+    """As `Checkpoint.read_beside`, of a checkpoint on this disk that cannot be opened."""
+
+    def read(name: str) -> bytes | None:
+        path = side_folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    return read
 
 
 def _open_parts(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import find_carry
@@ -14,6 +14,8 @@ from mergekit_cl.errors import InputError
 from mergekit_cl.recorded import Recorded
 
 DIVERGENCE = "divergence.json"
+
+ReadBeside: TypeAlias = Callable[[str], bytes | None]
 
 
 def compare_carry(opened: Checkpoint, read: ReadWeights) -> Iterator[Difference]:
@@ -30,14 +32,22 @@ def compare_carry(opened: Checkpoint, read: ReadWeights) -> Iterator[Difference]
         yield Difference("carry_stale", CARRY_FILE, carry.weights_digest, read.weights_digest)
 
 
-def compare_divergence(side_folder: Path, recorded: Recorded) -> Iterator[Difference]:
-    """A report whose verdict is not the manifest's, or that is gone or no report."""
+def compare_divergence(read: ReadBeside, recorded: Recorded) -> Iterator[Difference]:
+    """A report whose verdict is not the manifest's, or that is gone or no report.
+
+    read: gives the content of a file in the side folder, None where it is not there.
+    """
     verdict = recorded.content.get("verdict")
-    path = side_folder / DIVERGENCE
-    if verdict is None and not path.exists():
-        return
     try:
-        found = json.loads(path.read_bytes())["verdict"]
+        content = read(DIVERGENCE)
+        if content is None:
+            if verdict is not None:
+                yield Difference("divergence_unreadable", DIVERGENCE, None, "it is gone")
+            return
+        found = json.loads(content)["verdict"]
+    except InputError as error:
+        yield Difference("divergence_unreadable", DIVERGENCE, None, error.message)
+        return
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no report of a merge"
         yield Difference("divergence_unreadable", DIVERGENCE, None, reason)

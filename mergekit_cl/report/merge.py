@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.divergence.summary import Divergence, to_json, worst_layers
 from mergekit_cl.divergence.verdict import TensorMetrics
 from mergekit_cl.report.amounts import duration, number, size
+from mergekit_cl.report.comparison import name_words
+from mergekit_cl.report.text import log_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,9 +62,9 @@ def print_merge(outcome: MergeOutcome) -> None:
         verdict = outcome.divergence.verdict
         console.print(f"verdict: [bold]{'lossy' if verdict.lossy else 'ok'}[/bold]")
         for reason in verdict.reasons:
-            console.print(f"  {escape(reason)}")
+            console.print(f"  - {name_words(reason)}", markup=False)
         for advice in verdict.advice:
-            console.print(f"  try: {escape(advice)}")
+            console.print(f"  try: {name_words(advice)}", markup=False)
     if outcome.state == "refused":
         console.print("not published: --strict (--publish-anyway publishes all the same)")
     else:
@@ -110,7 +112,7 @@ def layers_table(divergence: Divergence) -> Table:
         )
     shown = {(row.name, row.parent): row for row in [*rows, *by_loss]}
     for row in sorted(shown.values(), key=lambda row: names.index(row.name)):
-        table.add_row(Text(row.name), Text(row.parent), *_cells(row))
+        table.add_row(Text(log_line(row.name)), Text(name_words(row.parent)), *_cells(row))
     return table
 
 

@@ -18,6 +18,12 @@ def shown(value: object, limit: int | None = None) -> str:
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
+def log_line(text: str) -> str:
+    """One visible line that a GitHub workflow takes for no command (`::` first, or `##[`)."""
+    safe = shown(text).replace("##[", "\\x23#[")
+    return safe.replace("::", "\\x3a:", 1) if safe.lstrip().startswith("::") else safe
+
+
 def print_lines(lines: list[str]) -> None:
     """Print a result on stdout, whatever characters its encoding lacks."""
     text = "\n".join(lines) + "\n"

@@ -138,6 +138,24 @@ def test_hostile_names_give_no_command_to_a_workflow(hostile: Path) -> None:
     assert "\u202e" not in result.out + result.err
 
 
+def test_a_merge_of_hostile_names_gives_no_command_to_a_workflow(hostile: Path) -> None:
+    line = ("linear-merge", "m", "p", "-o", "out", "--policy", "p.toml")
+    lines = clmerge(*line).err.splitlines()
+    assert sum("gotcha" in one for one in lines) > 1  # among the layers and among the reasons
+    assert not any(one.lstrip().startswith("::") or "##[" in one for one in lines)
+    assert not any("\x1b" in one or "\u202e" in one for one in lines)
+
+
+def test_an_error_about_hostile_names_gives_no_command_to_a_workflow(hostile: Path) -> None:
+    checkpoint(hostile / "few", {HOSTILE[0]: torch.ones(4)})
+    result = clmerge("linear-merge", "m", "few", "-o", "out")
+    assert result.code == 1
+    assert "stop-commands" in result.err
+    for line in result.err.splitlines():
+        assert not line.lstrip().startswith("::")
+        assert "##[" not in line
+
+
 def test_hostile_names_are_no_markup_on_a_terminal(hostile: Path) -> None:
     told = clmerge("diff", "m", "p", "--top", "20").out
     assert "[bold red]markup[/] [link=http://x].weight" in told
