@@ -4,6 +4,7 @@ FisherError (a ValueError)
 |-- BatchError       rows, labels or inputs that do not fit each other or the model
 |-- EstimatorError   an estimator that this model or these labels cannot be given to
 |-- StateError       a saved state of another run
+|-- StackError       a model that cannot be taken one layer at a time
 `-- GraphError       the model changed what it computes between two batches
 """
 
@@ -24,6 +25,10 @@ class EstimatorError(FisherError):
 
 class StateError(FisherError):
     """A saved state belongs to another run."""
+
+
+class StackError(FisherError):
+    """The model is no single stack of layers that hand hidden states on."""
 
 
 class GraphError(FisherError):

@@ -9,7 +9,7 @@ then are they squared. (U, d) numbers per example are kept, U the distinct token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ def row_sums(ids: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
 class CrossTerm:
     """Per example, the rows of one weight in which head and embedding meet."""
 
-    def __init__(self, ids: Tensor, padding_idx: int | None, like: Tensor) -> None:
-        """ids: (B, P). like: the (V, d) weight, in the dtype that squares are summed in."""
+    def __init__(self, ids: Iterable[Tensor], padding_idx: int | None, like: Tensor) -> None:
+        """ids: (P,) per example. like: the (V, d) weight, in the dtype that squares are summed in."""
         self.rows = [seen(line, padding_idx) for line in ids]
         self._like = like
         self.clear()

@@ -47,13 +47,27 @@ class Sums:
         self._example: dict[str, Tensor] = {}
         self._crosses: Mapping[str, CrossTerm] = {}
 
-    def begin(self, size: int, crosses: Mapping[str, CrossTerm]) -> None:
-        """Start a batch of `size` examples; `crosses` are its weights that are used twice."""
+    def begin(
+        self,
+        size: int,
+        crosses: Mapping[str, CrossTerm],
+        traces: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start a batch of `size` examples; `crosses` are its weights that are used twice.
+
+        traces: what `traces` gave elsewhere, to go on from.
+        """
         self._crosses = crosses
         self._example = {
             name: torch.zeros(size, dtype=torch.float64, device=total.device)
             for name, total in self.square.items()
         }
+        for name, begun in (traces or {}).items():
+            self._example[name] += begun
+
+    def traces(self, name: str) -> Tensor:
+        """(B,) float64, the examples' summed squares of one weight in the batch so far."""
+        return self._example[name]
 
     def matrix(self, name: str, d: Each, x: Each, transposed: bool, part: Part = None) -> None:
         """Add the squares of `d[n].T @ x[n]`, or of its transpose; d[n] (P, out), x[n] (P, in)."""
@@ -161,11 +175,22 @@ class Sums:
 
     def end(self, draws: int) -> None:
         """Close a batch; an example's trace is the mean over `draws`, the squares stay a sum."""
+        if not self._example:
+            return  # a layer of which nothing counts
         tensors = torch.stack([line.cpu() for line in self._example.values()]) / draws
         traces = torch.cat([tensors, tensors.sum(0, keepdim=True)])
         self.trace += traces.sum(1)
         self.trace_square += traces.square().sum(1)
         self._example, self._crosses = {}, {}
+
+    def errors(self, examples: int) -> dict[str, float | None]:
+        """Standard error of each tensor's mean trace; None for fewer than two examples."""
+        if examples < 2:
+            return dict.fromkeys(self.square)
+        mean = self.trace / examples
+        spread = (self.trace_square / examples - mean.square()).clamp(min=0)
+        found = (spread / (examples - 1)).sqrt().tolist()
+        return dict(zip(self.square, found, strict=True))
 
     def _sparse(self, name: str, example: int, rows: Tensor, gradient: Tensor) -> None:
         """Add the squares of `gradient` (U, d) to the distinct `rows` (U,) of a weight."""
