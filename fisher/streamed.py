@@ -13,7 +13,8 @@ squares, draws and sums these are. Read `run` first.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from sys import float_info
 from typing import Any
 
 import torch
@@ -116,13 +117,23 @@ class Streamed:
                 for index in range(lowest - 1, -1, -1):
                     self._layer(index)
             self._bottom()
+        known = self._top["known"]
+        return replace(
+            self.outlook(),
+            tokens=self._top["tokens"],
+            mean_nll=self._top["nll"] / known if known else None,
+            standard_error=dict(self._errors),
+        )
+
+    def outlook(self) -> Estimate:
+        """What is known of the estimate beforehand; the longest numbers stand for the others."""
         return Estimate(
             diagonal={},
             examples=self._examples,
-            tokens=self._top["tokens"],
-            mean_nll=self._top["nll"] / self._top["known"] if self._top["known"] else None,
+            tokens=sum(batch.tokens for batch in self._batches()),
+            mean_nll=float_info.min,
             missing=dict(self._counted.missing),
-            standard_error=dict(self._errors),
+            standard_error=dict.fromkeys(self._counted.parameters, float_info.min),
             tied=dict(self._counted.tied),
             estimator=self._estimator,
             draws=self._draws,

@@ -36,9 +36,16 @@ class Layout:
 
 
 def lay_out(
-    tensors: Sequence[TensorShape], *, stem: str, shard_size: int, metadata: Mapping[str, str]
+    tensors: Sequence[TensorShape],
+    *,
+    stem: str,
+    shard_size: int,
+    metadata: Mapping[str, str],
+    header_bytes: Sequence[int] = (),
 ) -> Layout:
     """Divide tensors, in the order given, into files of at most `shard_size` bytes of weights.
+
+    header_bytes: how long each file's header is at least.
 
     A tensor larger than that gets a file of its own. Names and index are those of transformers:
     `stem.safetensors`, or `stem-00001-of-00003.safetensors` with `stem.safetensors.index.json`.
@@ -56,8 +63,10 @@ def lay_out(
     names = [f"{stem}.safetensors"]
     if len(groups) > 1:
         names = [f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors" for i in _count(groups)]
+    lengths = header_bytes or [0] * len(groups)
     shards = tuple(
-        Shard(name, serialize(group, metadata)) for name, group in zip(names, groups, strict=True)
+        Shard(name, serialize(group, metadata, length=length))
+        for name, group, length in zip(names, groups, lengths, strict=True)
     )
     index = None
     if len(groups) > 1:

@@ -102,9 +102,15 @@ def read_header(stream: BinaryIO, file_bytes: int, where: str) -> Header:
 
 
 def serialize(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    *,
+    length: int = 0,
 ) -> Header:
     """Lay out a file for (name, dtype, shape) triples and write its header.
+
+    length: bytes of the header at least, filled with spaces, so that tensors can be written to
+    their places before the metadata is known.
 
     The order is the library's (element type, then name) and the header is padded to 8 bytes, so a
     file written so equals the one `safetensors.torch.save_file` writes.
@@ -121,7 +127,7 @@ def serialize(
         begins.append(position)
         position = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * max(length - 8 - len(text), -len(text) % 8)
     start = 8 + len(text)
     laid_out = tuple(
         TensorInfo(name, dtype, tuple(shape), start + begin)

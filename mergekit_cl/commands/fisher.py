@@ -57,6 +57,7 @@ from mergekit_cl.commands.streams import Streams
 @click.option(
     "--compute-dtype", type=DType(), default="float32", show_default=True, help="Of the model."
 )
+@click.option("--stream-layers", is_flag=True, help="Hold one layer at a time in memory.")
 @output_options(None)
 @everywhere
 @click.pass_obj

@@ -10,6 +10,7 @@ from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import long_name
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.estimating.store import store
+from mergekit_cl.layout import Layout
 from mergekit_cl.manifest import versions
 from mergekit_cl.output.staging import Staging
 
@@ -75,7 +76,7 @@ def publish_estimate(
     replaced: Sequence[Path],
 ) -> dict[str, Any]:
     """Write and move an estimate's sidecar into its place; see `publish_values`."""
-    errors = _standard_errors(built, estimate)
+    errors = standard_errors(built, estimate)
     described = {
         name: {"digest": digests[name], "standard_error": errors.get(name)}
         for name in checkpoint.tensors
@@ -98,7 +99,7 @@ def publish_values(
     diagonal: (file tensor, values); what is not selected is left out. described: what is known of
     each tensor. replaced: files of the sidecar that was there before.
     """
-    target = staging.target
+
     layout, whole = store(
         staging.out,
         checkpoint,
@@ -106,19 +107,24 @@ def publish_values(
         metadata,
         described,
         dtype=request.store_dtype,
-        stem=target.name.removesuffix(".safetensors"),
+        stem=staging.target.name.removesuffix(".safetensors"),
         shard_size=request.shard_size,
     )
-    names = [shard.file for shard in layout.shards]
-    names += [layout.index_name] if layout.index is not None else []
-    staging.publish_over(target.parent, tuple(names))
-    for leftover in replaced:
-        if leftover.name not in names:
-            leftover.unlink(missing_ok=True)
+    move_into_place(layout, staging, replaced)
     return whole
 
 
-def _standard_errors(built: BuiltModel, estimate: Estimate) -> dict[str, float | None]:
+def move_into_place(layout: Layout, staging: Staging, replaced: Sequence[Path]) -> None:
+    """Publish the finished files of a sidecar, and remove what is left of the one before."""
+    names = [shard.file for shard in layout.shards]
+    names += [layout.index_name] if layout.index is not None else []
+    staging.publish_over(staging.target.parent, tuple(names))
+    for leftover in replaced:
+        if leftover.name not in names:
+            leftover.unlink(missing_ok=True)
+
+
+def standard_errors(built: BuiltModel, estimate: Estimate) -> dict[str, float | None]:
     """By file tensor, where a parameter is one whole tensor of the file; else unknown."""
     return {
         built.names[parameter]: error

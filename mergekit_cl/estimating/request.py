@@ -41,6 +41,7 @@ class FisherRequest:
     memory: int | None = None
     shard_size: int = 5 * 10**9
     selection: Selection = field(default_factory=Selection)
+    stream_layers: bool = False
     force: bool = False
     restart: bool = False
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
@@ -28,6 +29,7 @@ from mergekit_cl.estimating.publish import describe_estimate, publish_estimate
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
 from mergekit_cl.estimating.sampling import Stages, describe_sampling, in_stages, only
 from mergekit_cl.estimating.state import Kept, absorb_states, kept_in, load_state, save_state
+from mergekit_cl.estimating.streaming import build_to_stream, stream_estimate
 from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.output.target import check_room
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from mergekit_cl.training.choose import Choice
     from mergekit_cl.training.encode import Encoded
     from mergekit_cl.training.model import BuiltModel
+    from mergekit_cl.training.skeleton import Weights
 
 SECONDS_BETWEEN_SAVES = 30.0
 EXACT_CLASSES = 64
@@ -47,13 +50,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Ready:
-    """Everything the batches need, decided."""
+    """Everything the batches need, decided. weights: where they are, if they are streamed."""
 
     built: BuiltModel
     encoded: Encoded
     stages: Stages
     estimator: str
     batch_size: int
+    weights: Weights | None
 
 
 def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOutcome:
@@ -68,6 +72,12 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
                 "one process alone can tell when it knows enough",
                 detail=f"--target-se {request.target_se} with {among.place.world} processes",
                 hint="leave out torchrun, or give --samples instead of --target-se",
+            )
+        if request.stream_layers and among.place.world > 1:
+            raise OptionError(
+                "layers are streamed by one process",
+                detail=f"--stream-layers in {among.place.world} processes",
+                hint="start it alone, or leave out --stream-layers",
             )
         if among.leads:
             return _lead(request, among, progress, tell)
@@ -116,6 +126,24 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
         built, encoded = ready.built, ready.encoded
         if base is not None:
             check_meaning(checkpoint, base, built.kind, encoded)
+        if ready.weights is not None:
+            written, single = stream_estimate(
+                request,
+                checkpoint,
+                built,
+                ready.weights,
+                encoded,
+                ready.estimator,
+                ready.batch_size,
+                described,
+                digests,
+                target,
+                sidecar_files(existing),
+                progress,
+                tell,
+            )
+            notes = _notes(request, choice, encoded, single)
+            return _outcome(request, target, written, notes, started)
         check_room(target, checkpoint.nbytes)
         among.exchange()
         staging = open_staging(target, {**described, "batch_size": ready.batch_size}, request)
@@ -131,7 +159,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
                 error=accumulator.relative_error(),
                 target=request.target_se,
             )
-            notes = _notes(request, choice, encoded, accumulator)
+            notes = _notes(request, choice, encoded, accumulator.single_because)
             del accumulator  # a base needs the room of its sums
             if base is not None:
                 found = measure(request, base, built, used, ready.batch_size, among, progress)
@@ -162,15 +190,20 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             ) from error
         finally:
             staging.close()
-        nbytes = sum(entry["count"] for entry in written["tensors"].values())
-        return FisherOutcome(
-            target,
-            "published",
-            written,
-            notes,
-            time.perf_counter() - started,
-            nbytes * (2 if request.store_dtype == "BF16" else 4),
-        )
+        return _outcome(request, target, written, notes, started)
+
+
+def _outcome(
+    request: FisherRequest,
+    target: Path,
+    written: dict[str, Any],
+    notes: tuple[str, ...],
+    started: float,
+) -> FisherOutcome:
+    count = sum(entry["count"] for entry in written["tensors"].values())
+    nbytes = count * (2 if request.store_dtype == "BF16" else 4)
+    seconds = time.perf_counter() - started
+    return FisherOutcome(target, "published", written, notes, seconds, nbytes)
 
 
 def _choose(request: FisherRequest) -> Choice:
@@ -207,16 +240,21 @@ def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> 
     device = choose_device(device_here(request.device))
     if device_here(request.device) == "auto" and torch.cuda.is_available():
         device = torch.device("cuda")
-    check_memory(request, checkpoint)
     tokenizer = load_tokenizer(checkpoint.root)
     config = checkpoint.config or {}
-    built = build(
-        checkpoint,
-        adapter=request.adapter,
-        dtype=torch_dtype(request.compute_dtype),
-        device=device,
-        pad_id=pad_id(tokenizer, config),
-    )
+    weights = None
+    if request.stream_layers:
+        padding = pad_id(tokenizer, config)
+        built, weights = build_to_stream(request, checkpoint, device, padding)
+    else:
+        check_memory(request, checkpoint)
+        built = build(
+            checkpoint,
+            adapter=request.adapter,
+            dtype=torch_dtype(request.compute_dtype),
+            device=device,
+            pad_id=pad_id(tokenizer, config),
+        )
     encoded = encode(
         choice.rows, tokenizer, task=built.kind, config=config, max_length=request.max_length
     )
@@ -226,6 +264,7 @@ def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> 
         in_stages(encoded, [row.id for row in choice.rows], request.target_se),
         request.estimator or default_estimator(built.kind, checkpoint.config),
         request.batch_size or auto_batch_size(built.parameters, encoded.longest),
+        weights,
     )
 
 
@@ -308,7 +347,7 @@ def _accumulate(
 
 
 def _notes(
-    request: FisherRequest, choice: Choice, encoded: Encoded, accumulator: Accumulator
+    request: FisherRequest, choice: Choice, encoded: Encoded, single_because: str | None
 ) -> tuple[str, ...]:
     notes = []
     if len(choice.rows) < request.samples:
@@ -317,6 +356,6 @@ def _notes(
         notes.append(f"{encoded.truncated} rows were cut at {encoded.max_length} tokens")
     if encoded.dropped:
         notes.append(f"{encoded.dropped} rows have no token to predict and were left out")
-    if accumulator.single_because is not None:
-        notes.append(f"rows were taken one at a time: {accumulator.single_because}")
+    if single_because is not None:
+        notes.append(f"rows were taken one at a time: {single_because}")
     return tuple(notes)

@@ -34,7 +34,7 @@ def store(
     diagonal: (file tensor, float32 means). described: what is known of each tensor besides its
     statistics, which are those of the values as stored. Raises NonFiniteError naming a tensor.
     """
-    stored = {name: _rounded(name, values, dtype) for name, values in diagonal}
+    stored = {name: rounded(name, values, dtype) for name, values in diagonal}
     names = [name for name in checkpoint.tensors if name in stored]
     tensors = {
         name: {"kind": "diagonal", **described.get(name, {}), **statistics(stored[name])}
@@ -59,7 +59,8 @@ def store(
     return layout, whole
 
 
-def _rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
+def rounded(name: str, values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Values as they are stored; raises NonFiniteError naming the tensor."""
     rounded = values.detach().cpu().to(torch_dtype(dtype))
     if not bool(rounded.isfinite().all()):
         raise NonFiniteError(

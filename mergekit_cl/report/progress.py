@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TextIO
 from mergekit_cl.report.amounts import amount, duration
 
 SECONDS_BETWEEN_LINES = 5.0
-Unit = Literal["bytes", "rows"]
+Unit = Literal["bytes", "rows", "layer rows"]
 Advance = Callable[[int], None]
 
 

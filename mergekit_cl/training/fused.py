@@ -92,3 +92,32 @@ def revert(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     except Exception:
         return {}
     return parts
+
+
+def stack_parts(
+    model: nn.Module, parameters: Sequence[str], parts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The other way: values of parameters from the file's tensors, in the parameters' dtypes.
+
+    model: its parameters on the meta device, where they are again afterwards.
+    """
+    import transformers.core_model_loading as loading
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    from mergekit_cl.training.quiet import quiet_transformers
+
+    there = {name: model.get_parameter(name) for name in parameters}
+    convert: Any = loading.convert_and_load_state_dict_in_model
+    mapping: Any = get_model_conversion_mapping
+    config: Any = LoadStateDictConfig(weight_mapping=mapping(model))
+    known = getattr(model, "_weight_conversions", None)
+    try:
+        with quiet_transformers():
+            convert(model=model, state_dict=dict(parts), load_config=config)
+        return {name: model.get_parameter(name).detach() for name in parameters}
+    finally:
+        model._weight_conversions = known  # type: ignore[assignment]
+        for name, parameter in there.items():
+            owner, _, attribute = name.rpartition(".")
+            model.get_submodule(owner)._parameters[attribute] = parameter

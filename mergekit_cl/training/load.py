@@ -26,18 +26,12 @@ def load_model(checkpoint: Checkpoint, class_name: str, dtype: torch.dtype) -> A
     import transformers
 
     model_class = getattr(transformers, class_name)
-    options: dict[str, Any] = {"attn_implementation": "eager"}
-    if hasattr(transformers.PreTrainedModel, "set_experts_implementation"):
-        options["experts_implementation"] = "eager"
-    # `torch_dtype` became `dtype` in 4.56.
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    options["dtype" if version >= (4, 56) else "torch_dtype"] = dtype
     weights = {
         name: checkpoint.read(name).view(info.shape) for name, info in checkpoint.tensors.items()
     }
     for alias, name in checkpoint.aliases.items():
         weights[alias] = weights[name]
-    config = _load_config(checkpoint)
+    config = load_config(checkpoint)
     with quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
@@ -47,17 +41,31 @@ def load_model(checkpoint: Checkpoint, class_name: str, dtype: torch.dtype) -> A
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, in our words
-                **options,
+                **plain_code(dtype),
             )
         # Models check their configuration in their own ways.
         except Exception as error:
-            raise _unloadable(checkpoint, error) from error
+            raise unloadable(checkpoint, error) from error
     _check(model, report, checkpoint)
     _own(model, {tensor.untyped_storage().data_ptr() for tensor in weights.values()})
     return model
 
 
-def _load_config(checkpoint: Checkpoint) -> Any:
+def plain_code(dtype: torch.dtype) -> dict[str, Any]:
+    """Options for building a model in `dtype` that runs the plain code of its layers."""
+    import transformers
+
+    options: dict[str, Any] = {"attn_implementation": "eager"}
+    if hasattr(transformers.PreTrainedModel, "set_experts_implementation"):
+        options["experts_implementation"] = "eager"
+    # `torch_dtype` became `dtype` in 4.56.
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    options["dtype" if version >= (4, 56) else "torch_dtype"] = dtype
+    return options
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The configuration of a checkpoint's model, caches off."""
     from transformers import AutoConfig
 
     try:
@@ -66,12 +74,13 @@ def _load_config(checkpoint: Checkpoint) -> Any:
         )
     # An unknown model type is a ValueError, a bad value whatever its check raises.
     except Exception as error:
-        raise _unloadable(checkpoint, error) from error
+        raise unloadable(checkpoint, error) from error
     config.use_cache = False
     return config
 
 
-def _unloadable(checkpoint: Checkpoint, error: Exception) -> InputError:
+def unloadable(checkpoint: Checkpoint, error: Exception) -> InputError:
+    """The refusal of a model that transformers itself refuses."""
     lines = str(error).strip().splitlines()
     return InputError(
         "transformers cannot build this model",
@@ -87,17 +96,22 @@ def _check(model: Any, report: dict[str, Any], checkpoint: Checkpoint) -> None:
         for entry in report.get("mismatched_keys") or []
     )
     if mismatched:
-        name = mismatched[0]
-        stored = checkpoint.tensors[name].shape if name in checkpoint.tensors else "different"
-        raise MismatchError(
-            f"{len(mismatched)} tensors have another shape than config.json says",
-            detail=f"{checkpoint.path}: {name} is {stored}, "
-            f"not {tuple(model.state_dict()[name].shape)}",
-            hint="use the config.json that was saved with these weights",
-        )
+        raise mismatched_shapes(mismatched, model, checkpoint)
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         raise missing_weights(missing, type(model).__name__, checkpoint)
+
+
+def mismatched_shapes(names: list[str], model: Any, checkpoint: Checkpoint) -> MismatchError:
+    """The refusal of weights that are not those of the config."""
+    name = names[0]
+    stored = checkpoint.tensors[name].shape if name in checkpoint.tensors else "different"
+    return MismatchError(
+        f"{len(names)} tensors have another shape than config.json says",
+        detail=f"{checkpoint.path}: {name} is {stored}, "
+        f"not {tuple(model.state_dict()[name].shape)}",
+        hint="use the config.json that was saved with these weights",
+    )
 
 
 def missing_weights(names: list[str], class_name: str, checkpoint: Checkpoint) -> InputError:

@@ -11,7 +11,7 @@ import torch
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import InputError
-from mergekit_cl.training.architecture import Task, architecture, known_classes
+from mergekit_cl.training.architecture import Architecture, Task, architecture, known_classes
 from mergekit_cl.training.load import ignored_if_missing, load_model, missing_weights
 from mergekit_cl.training.names import NameMap, map_names
 
@@ -79,17 +79,10 @@ def build(
     Raises InputError where config.json is missing, the kind of model is not supported, or the
     file lacks a weight.
     """
-    if checkpoint.config is None:
-        raise InputError(
-            "the checkpoint has no config.json, so its model cannot be built",
-            detail=f"{checkpoint.path}: looked in {checkpoint.root}",
-            hint=f"copy the model's config.json (and tokenizer) into {checkpoint.root}",
-        )
-    _refuse_packed(checkpoint)
-    chosen = architecture(checkpoint.config, known_classes(), task, str(checkpoint.path))
+    chosen = architecture_of(checkpoint, task)
     model = load_model(checkpoint, chosen.class_name, dtype if adapter is None else torch.float32)
     names = map_names(model, checkpoint)
-    _refuse_unmatched(model, names, checkpoint)
+    refuse_unmatched(model, names, checkpoint)
     if adapter is not None:
         from mergekit_cl.training.adapter import apply_adapter
 
@@ -104,6 +97,18 @@ def build(
     return BuiltModel(model, chosen.task, names, dtype, adapter)
 
 
+def architecture_of(checkpoint: Checkpoint, task: Task | None = None) -> Architecture:
+    """The class to build; raises InputError where there is none or no gradient could exist."""
+    if checkpoint.config is None:
+        raise InputError(
+            "the checkpoint has no config.json, so its model cannot be built",
+            detail=f"{checkpoint.path}: looked in {checkpoint.root}",
+            hint=f"copy the model's config.json (and tokenizer) into {checkpoint.root}",
+        )
+    _refuse_packed(checkpoint)
+    return architecture(checkpoint.config, known_classes(), task, str(checkpoint.path))
+
+
 def _refuse_packed(checkpoint: Checkpoint) -> None:
     packed = [t.name for t in checkpoint.tensors.values() if t.dtype.startswith(("F4", "F6", "F8"))]
     if packed:
@@ -114,7 +119,7 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_unmatched(model: Any, names: NameMap, checkpoint: Checkpoint) -> None:
+def refuse_unmatched(model: Any, names: NameMap, checkpoint: Checkpoint) -> None:
     """A parameter that is nothing of the file may be random; one of a known cause may not."""
     unmatched = list(names.unmatched)
     explained = any(reason == "unsupported" for reason in names.missing.values())

@@ -8,7 +8,7 @@ to the parameter's dtype.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,19 @@ class NameMap:
 
 def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
     """Match the parameters of a model on the CPU, as loaded, to the tensors of its checkpoint."""
+    return join_names(
+        [match_names(model, checkpoint, tied_groups(model))], model, checkpoint
+    )
+
+
+def match_names(
+    model: Any, checkpoint: Checkpoint, groups: Mapping[str, tuple[str, ...]]
+) -> NameMap:
+    """The same for some parameters, whose values alone are looked at; `missing` stays empty.
+
+    groups: {parameter: all its names}, see `tied_groups`.
+    """
     prefix = getattr(model, "base_model_prefix", "")
-    groups = tied_groups(model)
     direct: dict[str, str] = {}
     tied: dict[str, str] = {}
     for parameter, names in groups.items():
@@ -90,7 +101,6 @@ def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
             others = {file_name(name, prefix, checkpoint) for name in names}
             others -= checkpoint.tensors.keys()
             tied.update(dict.fromkeys(sorted(others), found[0]))
-    tied.update(checkpoint.aliases)
     unmatched = [name for name in groups if name not in direct]
     open_names = checkpoint.tensors.keys() - direct.values() - tied.keys()
 
@@ -101,14 +111,26 @@ def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
 
     fused = find_fused(model, unmatched, is_stored)
     matched = {parameter for group in fused for parameter in group.parameters}
-    accounted = {name for group in fused for name in group.files}
     return NameMap(
-        direct,
-        fused,
-        tied,
-        _missing(model, prefix, checkpoint, open_names - accounted),
-        tuple(name for name in unmatched if name not in matched),
+        direct, fused, tied, unmatched=tuple(name for name in unmatched if name not in matched)
     )
+
+
+def join_names(parts: Iterable[NameMap], model: Any, checkpoint: Checkpoint) -> NameMap:
+    """The matches of all parameters, with what became of the other tensors of the file."""
+    whole = NameMap({})
+    for part in parts:
+        whole = NameMap(
+            {**whole.direct, **part.direct},
+            (*whole.fused, *part.fused),
+            {**whole.tied, **part.tied},
+            unmatched=(*whole.unmatched, *part.unmatched),
+        )
+    tied = {**whole.tied, **checkpoint.aliases}
+    accounted = {name for group in whole.fused for name in group.files}
+    left = checkpoint.tensors.keys() - whole.direct.values() - tied.keys() - accounted
+    missing = _missing(model, getattr(model, "base_model_prefix", ""), checkpoint, left)
+    return NameMap(whole.direct, whole.fused, tied, missing, whole.unmatched)
 
 
 def tied_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
