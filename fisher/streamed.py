@@ -364,4 +364,3 @@ def _entering(index: int) -> str:
 def _sure(leaf: Tensor | None) -> Tensor:
     assert leaf is not None
     return leaf
-

@@ -42,7 +42,7 @@ class CrossTerm:
     """Per example, the rows of one weight in which head and embedding meet."""
 
     def __init__(self, ids: Iterable[Tensor], padding_idx: int | None, like: Tensor) -> None:
-        """ids: (P,) per example. like: the (V, d) weight, in the dtype that squares are summed in."""
+        """ids: (P,) per example. like: the (V, d) weight, in the dtype of sums of squares."""
         self.rows = [seen(line, padding_idx) for line in ids]
         self._like = like
         self.clear()

@@ -53,7 +53,7 @@ class EmbeddingHalf:
         self._kept = {key: _placed(key, tensor, device) for key, tensor in kept.items()}
         self.crosses: dict[str, CrossTerm] = {}
         for name in tied:
-            rows = []
+            rows: list[Tensor] = []
             while f"rows.{name}.{len(rows)}" in self._kept:
                 rows.append(self._kept[f"rows.{name}.{len(rows)}"])
             self.crosses[name] = CrossTerm(rows, None, sums.square[name])

@@ -35,7 +35,11 @@ def find_stack(model: nn.Module) -> Stack:
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside and next(module.parameters(), None) is not None:
+        if (
+            isinstance(module, nn.ModuleList)
+            and not inside
+            and next(module.parameters(), None) is not None
+        ):
             found[name] = module
     if not found:
         raise StackError(f"{type(model).__name__} has no stack of layers")

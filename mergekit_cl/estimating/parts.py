@@ -102,9 +102,7 @@ class SidecarParts:
         )
 
 
-def _whole(
-    metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _whole(metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **metadata,
         "tensors": {name: {"kind": "diagonal", **entry} for name, entry in tensors.items()},

@@ -245,7 +245,10 @@ class _Run:
 
 
 class _Advance:
-    """Shows how far a run is, and after its first layer how long the others will take."""
+    """Shows how far a run is, and after its second layer how long the others will take.
+
+    The first one's time holds what is looked at once.
+    """
 
     def __init__(self, progress: Start, tell: Callable[[str], None]) -> None:
         self._progress, self._tell = progress, tell
@@ -254,16 +257,18 @@ class _Advance:
     def start(self, steps: int, rows: int) -> None:
         """Begin to count to `steps`, of which each layer's pass takes `rows`."""
         self._count = self._progress("fisher", steps, "layer rows")
-        self._steps, self._rows, self._began = steps, rows, time.perf_counter()
+        self._steps, self._rows, self._began = steps, rows, 0.0
 
     def __call__(self, rows: int) -> None:
         self._count(rows)
         self._done += rows
         if self._done == self._rows:
+            self._began = time.perf_counter()
+        elif self._done == 2 * self._rows and self._steps > 3 * self._rows:
             layers = (self._steps // self._rows - 1) // 2
             # Back is forward once more, and the gradients of inputs and of weights.
-            left = (time.perf_counter() - self._began) * (4 * layers - 1)
-            self._tell(f"about {duration(left)} left for {layers} layers, judged by the first one")
+            left = (time.perf_counter() - self._began) * (4 * layers - 2)
+            self._tell(f"about {duration(left)} left for {layers} layers, judged by the second")
 
 
 def _not_streamable(checkpoint: Checkpoint, error: Exception) -> InputError:

@@ -72,9 +72,7 @@ class NameMap:
 
 def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
     """Match the parameters of a model on the CPU, as loaded, to the tensors of its checkpoint."""
-    return join_names(
-        [match_names(model, checkpoint, tied_groups(model))], model, checkpoint
-    )
+    return join_names([match_names(model, checkpoint, tied_groups(model))], model, checkpoint)
 
 
 def match_names(

@@ -66,7 +66,8 @@ def build_skeleton(
 class Weights:
     """Gives parameters by name: the values of a checkpoint, cast and rearranged as for loading.
 
-    device: where they go. Raises InputError for parameters that the file lacks, MismatchError for other shapes.
+    device: where they go. Raises InputError for parameters that the file lacks, MismatchError for
+    other shapes.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
@@ -131,9 +132,7 @@ class Weights:
             self._checkpoint.release(name, 0, self._checkpoint.tensors[name].numel)
 
 
-def _names_by_value(
-    model: Any, checkpoint: Checkpoint, weights: Weights, stack: str
-) -> NameMap:
+def _names_by_value(model: Any, checkpoint: Checkpoint, weights: Weights, stack: str) -> NameMap:
     """Match a layer at a time; outside of the layers, where weights are largest, one by one."""
     groups: dict[str, dict[str, tuple[str, ...]]] = {}
     for parameter, names in tied_groups(model).items():
@@ -185,7 +184,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=wanted)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
