@@ -50,7 +50,8 @@ class Part:
     _examined: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._counted = Counted({n: (p,) for n, p in self.parameters.items()}, {}, {})
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._counted = Counted({n: (p,) for n, p in self.parameters.items()}, {}, {}, names)
 
     def examine(self, batch: Batch, entering: Tensor | None) -> None:
         """Find out, once, whether rows can be taken together."""
@@ -79,7 +80,7 @@ class Part:
         meet: what tied weights' other halves need. Raises NeedsSingle before anything is added.
         """
         leaf = None if entering is None else entering.detach().requires_grad_()
-        uses = Uses(self._counted.names(), batch, self.sums, OPERATIONS)
+        uses = Uses(self._counted.names, batch, self.sums, OPERATIONS)
         with uses:
             root = self.outputs(batch, leaf)
         uses.forward_ended()
