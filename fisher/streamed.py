@@ -220,8 +220,8 @@ class Streamed:
                 self._ways.gradients.settle(f"sums.{name}")
             if tied:
                 self._ways.gradients.settle("tied")
-            self._top = {"done": "top", **said}
-            self._finish(part, "after the layers", self._top, index, leaving_out=tied)
+        self._top = {"done": "top", **said}
+        self._finish(part, "after the layers", self._top, index, leaving_out=tied)
 
     def _layer(self, index: int) -> None:
         names = self._survey.layers[index]
@@ -244,8 +244,8 @@ class Streamed:
                 self._close(part)
                 self._keep(index, number, gradients)
                 self._ways.advance(len(batch))
-            name = f"{self._stack.prefix}.{index}"
-            self._finish(part, name, {"done": "layer", "layer": index}, index)
+        name = f"{self._stack.prefix}.{index}"
+        self._finish(part, name, {"done": "layer", "layer": index}, index)
 
     def _bottom(self) -> None:
         """What comes before the layers: embeddings, and the second half of tied weights."""
@@ -273,7 +273,7 @@ class Streamed:
                     meet if tied else None,
                 )
                 self._close(part)
-            self._finish(part, "before the layers", {"done": "bottom"}, None)
+        self._finish(part, "before the layers", {"done": "bottom"}, None)
 
     # Steps that the passes share.
 
@@ -337,6 +337,7 @@ class Streamed:
         leaving_out: Sequence[str] = (),
     ) -> None:
         """Hand a part's diagonal over, record it, forget what it was computed from."""
+        part.let_go()
         n = self._examples
         diagonal = {
             parameter: total.div_(n * self._draws)

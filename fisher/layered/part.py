@@ -68,6 +68,11 @@ class Part:
 
         self.single_because = why_single(self.model, outputs, pair, self._counted)
 
+    def let_go(self) -> None:
+        """Forget the weights; the sums stay."""
+        self.parameters = {}
+        self._counted = Counted({}, {}, {}, {})
+
     def together(
         self,
         batch: Batch,

@@ -33,7 +33,10 @@ class Slots:
     def filled(
         self, values: Mapping[str, Tensor], wanted: Collection[str]
     ) -> Iterator[dict[str, nn.Parameter]]:
-        """Within, these parameters hold `values`; those `wanted` take gradients."""
+        """Within, these parameters hold `values`; those `wanted` take gradients.
+
+        Nothing holds on to the values afterwards, the given dictionary included.
+        """
         made = {name: nn.Parameter(v, requires_grad=name in wanted) for name, v in values.items()}
         try:
             for name, parameter in made.items():
@@ -42,6 +45,7 @@ class Slots:
         finally:
             for name in values:
                 self._put(name, self.empty[name])
+            made.clear()
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         for module, attribute in self._places[name]:

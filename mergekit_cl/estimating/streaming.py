@@ -24,6 +24,7 @@ from mergekit_cl.estimating.publish import describe_estimate, move_into_place, s
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.estimating.streams import Streams, streams
 from mergekit_cl.finite import refuse_nonfinite
+from mergekit_cl.memory import give_back_freed
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_room
 from mergekit_cl.report.amounts import duration
@@ -181,6 +182,7 @@ class _Run:
         advance = _Advance(progress, tell if not done else lambda _: None)
 
         def finish(name: str, diagonal: Any) -> None:
+            give_back_freed()
             found = self.parts().write(self._built.by_file(diagonal))
             self.statistics.update(found)
             staging.journal.append({"part": name, "statistics": found})

@@ -13,6 +13,7 @@ from fisher.layered.slots import Slots
 from fisher.layered.stack import find_stack
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import InputError
+from mergekit_cl.memory import give_back_freed
 from mergekit_cl.training.fused import Fused, find_fused, stack_parts
 from mergekit_cl.training.load import (
     load_config,
@@ -104,6 +105,7 @@ class Weights:
 
     def __call__(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The values of these parameters, on the device."""
+        give_back_freed()
         found: dict[str, Tensor] = {}
         for name in names:
             if name in found:
