@@ -139,16 +139,16 @@ class _Touched(TorchFunctionMode):
 
 def _called(frame: Frame, batch: Batch) -> tuple[type, list[Any]]:
     """How layers hand on hidden states, bare or in a tuple: whichever the model goes on with."""
+    reasons = []
     for form in (Tensor, tuple):
         frame.form = form
         try:
             return form, frame.calls(batch)
-        except StackError as error:
-            reason = error
         # A tensor indexed as a tuple, or the other way round, fails in the model's own way.
         except (TypeError, IndexError, ValueError, AttributeError, RuntimeError) as error:
-            reason = StackError(f"the layers cannot be called one by one: {error}")
-    raise reason
+            reasons.append(error)
+    known = [error for error in reasons if isinstance(error, StackError)]
+    raise known[0] if known else StackError(f"layers cannot be called one by one: {reasons[0]}")
 
 
 def _among(names: Sequence[str], chosen: set[str]) -> tuple[str, ...]:
