@@ -244,6 +244,10 @@ def test_one_layer_is_loaded_at_a_time_and_handed_over_when_it_is_finished(
     assert all(p.is_meta for p in found.streamed._model.parameters())
 
 
+def kept(place: Path, files: bool) -> Any:
+    return InFiles(place / "activations") if files else InMemory()
+
+
 class Stopped(Exception):
     pass
 
@@ -264,10 +268,7 @@ def test_it_continues_wherever_it_was_stopped(
     total = Streaming(model, batches, tmp_path / "all").streamed.steps
     for limit in range(1, total, 9):
         place = tmp_path / str(limit)
-        store: Callable[[], Any] = lambda at=place / "activations": InFiles(at)
-        first = Streaming(
-            model, batches, place / "gradients", activations=store() if files else InMemory()
-        )
+        first = Streaming(model, batches, place / "gradients", activations=kept(place, files))
 
         def stop(rows: int, first: Streaming = first, limit: int = limit) -> None:
             first.advanced.append(rows)
@@ -281,7 +282,7 @@ def test_it_continues_wherever_it_was_stopped(
             model,
             batches,
             place / "gradients",
-            activations=store() if files else InMemory(),
+            activations=kept(place, files),
             recorded=first.records,
         )
         finished = [e for e in first.records if e["done"] != "forward"]
