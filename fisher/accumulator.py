@@ -151,7 +151,7 @@ class Accumulator:
         if not self.examples:
             raise BatchError("no example was added")
         n = self.examples
-        errors = self._standard_errors()
+        errors = self._sums.errors(n)
         return Estimate(
             diagonal={name: total / (n * self._draws) for name, total in self._sums.square.items()},
             examples=n,
@@ -169,22 +169,8 @@ class Accumulator:
     def relative_error(self) -> float | None:
         """Standard error of the trace over the trace, so far; None where it is not known."""
         trace = float(self._sums.trace[-1]) / max(1, self.examples)
-        error = self._standard_errors()[-1]
+        error = self._sums.errors(self.examples)[-1]
         return error / trace if error is not None and trace > 0 else None
-
-    def _standard_errors(self) -> list[float | None]:
-        """Of each tensor's mean trace over examples, and last of the whole.
-
-        s / sqrt(N), s^2 the unbiased variance over examples: what labels drawn and rows chosen
-        anew would change.
-        """
-        n = self.examples
-        if n < 2:
-            return [None] * len(self._sums.trace)
-        mean = self._sums.trace / n
-        variance = (self._sums.trace_square / n - mean.square()).clamp(min=0) * n / (n - 1)
-        errors: list[float | None] = (variance / n).sqrt().tolist()
-        return errors
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `restore` needs: tensors (the live ones, not copies) and values for JSON."""

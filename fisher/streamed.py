@@ -33,7 +33,7 @@ from fisher.layered.stack import find_stack
 from fisher.layered.survey import survey
 from fisher.objective import Passes, passes
 from fisher.quiet import quiet
-from fisher.squares.sums import Sums
+from fisher.squares.sums import Sums, standard_errors
 from fisher.squares.uses import NeedsSingle, Uses
 
 Load = Callable[[Sequence[str]], Mapping[str, Tensor]]
@@ -98,6 +98,7 @@ class Streamed:
         self._errors: dict[str, float | None] = {}
         self._top: Mapping[str, Any] = {}
         self._examples = sum(len(batch) for batch in batches())
+        self._traces = torch.zeros(self._examples, dtype=torch.float64)
 
     @property
     def steps(self) -> int:
@@ -123,6 +124,7 @@ class Streamed:
             tokens=self._top["tokens"],
             mean_nll=self._top["nll"] / known if known else None,
             standard_error=dict(self._errors),
+            trace_standard_error=self._whole_error(),
         )
 
     def outlook(self) -> Estimate:
@@ -138,13 +140,28 @@ class Streamed:
             estimator=self._estimator,
             draws=self._draws,
             seed=self._seed,
+            trace_standard_error=float_info.min,
         )
+
+    def relative_error(self) -> float | None:
+        """Standard error of the trace over the trace; None where it is not known."""
+        error, trace = self._whole_error(), float(self._traces.sum()) / self._examples
+        return error / trace if error is not None and trace > 0 else None
+
+    def _whole_error(self) -> float | None:
+        sums = torch.stack([self._traces.sum(), self._traces.square().sum()])
+        return standard_errors(sums[:1], sums[1:], self._examples)[0]
+
+    def _add_traces(self, traces: Sequence[float]) -> None:
+        if traces:
+            self._traces += torch.tensor(traces, dtype=torch.float64)
 
     def _resume(self) -> int:
         """Take in what is recorded; gives the lowest layer that is finished, or their number."""
         lowest = len(self._stack)
         for entry in self._ways.recorded:
             self._errors.update(entry.get("errors", {}))
+            self._add_traces(entry.get("traces", ()))
             self.single_because = self.single_because or entry.get("single")
             if entry["done"] == "top":
                 self._top = entry
@@ -211,7 +228,7 @@ class Streamed:
                 gradients = self._squared(part, batch, hidden, plan, plan, meet if tied else None)
                 if half:
                     self._ways.gradients.put("tied", number, half[0].closed(part.sums))
-                self._close(part)
+                self._close(part, tied)
                 self._keep(index, number, gradients)
                 said["tokens"] += batch.tokens
                 self._ways.advance(len(batch))
@@ -324,9 +341,9 @@ class Streamed:
             raise StackError(f"a tied weight's rows cannot go together: {part.single_because}")
         return part.singly(batch, hidden, row_plan, self._draws)
 
-    def _close(self, part: Part) -> None:
+    def _close(self, part: Part, leaving_out: Collection[str] = ()) -> None:
         if part.single_because is None:
-            part.sums.end(self._draws)
+            part.close(self._draws, leaving_out)
 
     def _finish(
         self,
@@ -344,14 +361,17 @@ class Streamed:
             for parameter, total in part.sums.square.items()
             if parameter not in leaving_out
         }
-        errors = part.sums.errors(n)
+        errors = dict(zip(part.sums.square, part.sums.errors(n), strict=False))
         found = {parameter: errors[parameter] for parameter in diagonal}
         self._errors.update(found)
         self.single_because = self.single_because or part.single_because
         self._ways.finish(name, diagonal)
         if index is not None:
             self._ways.gradients.settle(_entering(index))
-        self._ways.record({**entry, "errors": found, "single": part.single_because})
+        self._add_traces(part.traces)
+        self._ways.record(
+            {**entry, "errors": found, "single": part.single_because, "traces": part.traces}
+        )
         if index is not None:
             self._ways.activations.drop(_entering(index))
         self._ways.gradients.drop(_entering(0 if index is None else index + 1))

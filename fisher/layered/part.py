@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Part:
     """A layer, or what comes before or after all of them, its weights in place.
 
     outputs: (batch, entering hidden states or None) -> what leaves it. single_because: why rows are
-    taken one at a time, None while they go together.
+    taken one at a time, None while they go together. traces: the summed squares of each example.
     """
 
     model: nn.Module
@@ -46,6 +46,7 @@ class Part:
     outputs: Callable[[Batch, Tensor | None], Tensor]
     sums: Sums
     single_because: str | None = None
+    traces: list[float] = field(default_factory=list)
     _counted: Counted = field(init=False)
     _examined: bool = field(default=False, init=False)
 
@@ -67,6 +68,11 @@ class Part:
             return self.outputs(Batch(inputs, rows.labels, rows.row_ids), leaf)
 
         self.single_because = why_single(self.model, outputs, pair, self._counted)
+
+    def close(self, draws: int, leaving_out: Collection[str] = ()) -> None:
+        """Close a batch; weights left out do not count in the examples' traces."""
+        self.traces += self.sums.example_traces(draws, leaving_out)
+        self.sums.end(draws)
 
     def let_go(self) -> None:
         """Forget the weights; the sums stay."""
@@ -133,7 +139,7 @@ class Part:
                     torch.autograd.backward(root, gradient, retain_graph=again)
                 collect(self._counted, self.sums)
                 gradients += _taken(leaf)
-            self.sums.end(draws)
+            self.close(draws)
             found.append(gradients)
         return [torch.cat(rows) for rows in zip(*found, strict=True)]
 

@@ -7,7 +7,7 @@ the running sum stays in the cache while every example adds to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -183,14 +183,22 @@ class Sums:
         self.trace_square += traces.square().sum(1)
         self._example, self._crosses = {}, {}
 
-    def errors(self, examples: int) -> dict[str, float | None]:
-        """Standard error of each tensor's mean trace; None for fewer than two examples."""
-        if examples < 2:
-            return dict.fromkeys(self.square)
-        mean = self.trace / examples
-        spread = (self.trace_square / examples - mean.square()).clamp(min=0)
-        found = (spread / (examples - 1)).sqrt().tolist()
-        return dict(zip(self.square, found, strict=True))
+    def example_traces(self, draws: int, leaving_out: Collection[str] = ()) -> list[float]:
+        """Of each example in the batch, the summed squares of all weights but some, mean of draws.
+
+        To be asked before `end`.
+        """
+        lines = [line.cpu() for name, line in self._example.items() if name not in leaving_out]
+        found: list[float] = (torch.stack(lines).sum(0) / draws).tolist() if lines else []
+        return found
+
+    def errors(self, examples: int) -> list[float | None]:
+        """Standard errors of each tensor's mean trace over examples, and last of the whole.
+
+        s / sqrt(N), s^2 the unbiased variance over examples: what labels drawn and rows chosen
+        anew would change. None for fewer than two examples.
+        """
+        return standard_errors(self.trace, self.trace_square, examples)
 
     def _sparse(self, name: str, example: int, rows: Tensor, gradient: Tensor) -> None:
         """Add the squares of `gradient` (U, d) to the distinct `rows` (U,) of a weight."""
@@ -203,6 +211,16 @@ class Sums:
         if key not in self._scratch or len(self._scratch[key]) < size:
             self._scratch[key] = torch.empty(size, dtype=like.dtype, device=like.device)
         return self._scratch[key]
+
+
+def standard_errors(total: Tensor, squares: Tensor, examples: int) -> list[float | None]:
+    """Of means over examples, from sums and sums of squares over them; None for fewer than two."""
+    if examples < 2:
+        return [None] * len(total)
+    mean = total / examples
+    variance = (squares / examples - mean.square()).clamp(min=0) * examples / (examples - 1)
+    errors: list[float | None] = (variance / examples).sqrt().tolist()
+    return errors
 
 
 def _block(tensor: Tensor) -> int:

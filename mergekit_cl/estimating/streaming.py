@@ -22,6 +22,7 @@ from mergekit_cl.estimating.parts import LONGEST, SidecarParts
 from mergekit_cl.estimating.place import open_staging
 from mergekit_cl.estimating.publish import describe_estimate, move_into_place, standard_errors
 from mergekit_cl.estimating.request import FisherRequest
+from mergekit_cl.estimating.sampling import describe_sampling
 from mergekit_cl.estimating.streams import Streams, streams
 from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.memory import give_back_freed
@@ -55,6 +56,13 @@ def build_to_stream(
             detail=f"--adapter {request.adapter} --stream-layers",
             hint=f"merge it into the model and give that, or {WITHOUT}",
         )
+    for option, given in (("--base", request.base), ("--target-se", request.target_se)):
+        if given is not None:
+            raise OptionError(
+                f"{option} needs the whole model in memory",
+                detail=f"{option} {given} --stream-layers",
+                hint=f"leave out {option}, or {WITHOUT}",
+            )
     dtype = torch_dtype(request.compute_dtype)
     try:
         return build_skeleton(checkpoint, dtype=dtype, device=device, pad_id=pad_id)
@@ -98,8 +106,8 @@ def stream_estimate(
     staging = open_staging(target, identity, request)
     run = _Run(request, checkpoint, built, weights, encoded, estimator, batch_size)
     try:
-        estimate, single = run.estimate(described, digests, staging, needs, progress, tell)
-        metadata = describe_estimate(request, checkpoint, built, encoded, estimate, described)
+        estimate, error, single = run.estimate(described, digests, staging, needs, progress, tell)
+        metadata = _described(request, checkpoint, built, encoded, estimate, error, described)
         errors = standard_errors(built, estimate)
         layout, whole = run.parts().finish(
             metadata,
@@ -166,8 +174,11 @@ class _Run:
         needs: Streams,
         progress: Start,
         tell: Callable[[str], None],
-    ) -> tuple[Estimate, str | None]:
-        """All passes, from where an interrupted run stopped."""
+    ) -> tuple[Estimate, float | None, str | None]:
+        """All passes, from where an interrupted run stopped.
+
+        Gives the trace's relative standard error, and why rows were taken one at a time, too.
+        """
         from fisher.errors import EstimatorError, FisherError, StackError
         from fisher.layered.boundaries import InFiles, InMemory
         from fisher.streamed import Streamed, Ways
@@ -208,7 +219,7 @@ class _Run:
             )
             self._plan(streamed.outlook(), described, digests, staging)
             advance.start(streamed.steps, len(self._encoded.rows))
-            return streamed.run(), streamed.single_because
+            return streamed.run(), streamed.relative_error(), streamed.single_because
         except StackError as error:
             raise _not_streamable(self._checkpoint, error) from error
         except EstimatorError as error:
@@ -238,7 +249,9 @@ class _Run:
             staging.out,
             self._checkpoint,
             names,
-            describe_estimate(request, self._checkpoint, built, self._encoded, outlook, described),
+            _described(
+                request, self._checkpoint, built, self._encoded, outlook, LONGEST, described
+            ),
             {name: {"digest": digests[name], "standard_error": LONGEST} for name in names},
             dtype=request.store_dtype,
             stem=staging.target.name.removesuffix(".safetensors"),
@@ -271,6 +284,23 @@ class _Advance:
             # Back is forward once more, and the gradients of inputs and of weights.
             left = (time.perf_counter() - self._began) * (4 * layers - 2)
             self._tell(f"about {duration(left)} left for {layers} layers, judged by the second")
+
+
+def _described(
+    request: FisherRequest,
+    checkpoint: Checkpoint,
+    built: BuiltModel,
+    encoded: Encoded,
+    estimate: Estimate,
+    error: float | None,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """The sidecar's metadata; error: relative standard error of the trace."""
+    sampling = describe_sampling(
+        examples=estimate.examples, asked=request.samples, error=error, target=None
+    )
+    known = describe_estimate(request, checkpoint, built, encoded, estimate, described)
+    return {**known, "sampling": sampling}
 
 
 def _not_streamable(checkpoint: Checkpoint, error: Exception) -> InputError:

@@ -30,7 +30,13 @@ def test_the_sidecar_is_the_one_of_the_whole_model(models: Path, model: str) -> 
     assert distance(stored(models / model / SIDECAR), expected) < 1e-5
     one, other = said_by(models / "whole.safetensors"), said_by(models / model / SIDECAR)
     assert other["mean_nll"] == pytest.approx(one["mean_nll"], rel=1e-6)
-    changing = {"mean_nll", "tensors", "trace_standard_error", "sampling"}
+    sure = "trace_standard_error"
+    assert other[sure] == pytest.approx(one[sure], rel=1e-5)
+    sampled = [said.pop("sampling") for said in (one, other)]
+    share = [sample.pop("relative_standard_error") for sample in sampled]
+    assert share[0] == pytest.approx(share[1], rel=1e-5)
+    assert sampled[0] == sampled[1]
+    changing = {"mean_nll", "tensors", sure}
     assert {k: v for k, v in one.items() if k not in changing} == {
         k: v for k, v in other.items() if k not in changing
     }
@@ -95,6 +101,8 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(
 def test_an_adapter_and_too_little_memory_are_refused(models: Path) -> None:
     line = ("fisher", "a", "--data", "rows.jsonl", "--stream-layers")
     refused(*line, "--adapter", "x", code=2, unchanged=models, says=("--adapter x",))
+    refused(*line, "--base", "b", code=2, unchanged=models, says=("--base b",))
+    refused(*line, "--target-se", "0.1", code=2, unchanged=models, says=("--target-se 0.1",))
     refused(*line, "--memory", "1KB", code=2, unchanged=models, says=("--memory", "are needed"))
 
 

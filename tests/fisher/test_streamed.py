@@ -166,6 +166,7 @@ def compare(found: Streaming, result: Estimate, expected: Estimate, distance: An
     for key in ("examples", "tokens", "missing", "tied", "estimator", "draws", "seed"):
         assert getattr(result, key) == getattr(expected, key)
     assert result.mean_nll == pytest.approx(expected.mean_nll, rel=1e-6)
+    assert result.trace_standard_error == pytest.approx(expected.trace_standard_error, rel=1e-5)
     assert result.standard_error.keys() == expected.standard_error.keys()
     largest = max(float(error or 0) for error in expected.standard_error.values())
     for name, error in expected.standard_error.items():
