@@ -91,6 +91,8 @@ def command(
     if values["estimator"] == "adam":
         if values["optimizer"] is None:
             raise click.UsageError("missing option '--optimizer', which --estimator adam reads.")
+        if values["stream_layers"]:
+            raise click.UsageError("--estimator adam runs no layers, so --stream-layers has none.")
     elif values["optimizer"] is not None:
         raise click.UsageError("--optimizer is read by --estimator adam alone.")
     elif not data:
