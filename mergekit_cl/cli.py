@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from mergekit_cl.commands.streams import Streams
-from mergekit_cl.errors import ClmergeError
+from mergekit_cl.errors import ClmergeError, Interrupted
 from mergekit_cl.interrupts import interrupting
 from mergekit_cl.launched import launched
 from mergekit_cl.report.text import log_line
@@ -107,6 +107,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
+        if isinstance(error, Interrupted):
+            # It ends now: one more Ctrl-C would only cut off the message, or change the exit code.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         if "debug" in flags:
             print_exception(error)
         code = _tell(error, streams, rest)
