@@ -14,8 +14,9 @@ from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.checkpoint.dtypes import long_name, safetensors_dtype
 from mergekit_cl.digest import weights_digest
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError, Interrupted, OptionError
+from mergekit_cl.errors import OptionError
 from mergekit_cl.estimating.identity import is_same
+from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.place import (
     check_replaceable,
     existing_sidecar,
@@ -63,7 +64,7 @@ def run_adam(request: FisherRequest) -> FisherOutcome:
         check_replaceable(target, existing, checkpoint, described["weights_digest"], request)
         check_room(target, checkpoint.nbytes)
         staging = open_staging(target, described, request)
-        try:
+        with kept_or_discarded(staging):
             written = publish_values(
                 request,
                 checkpoint,
@@ -73,13 +74,6 @@ def run_adam(request: FisherRequest) -> FisherOutcome:
                 staging,
                 sidecar_files(existing),
             )
-        except Interrupted:
-            raise
-        except ClmergeError:
-            staging.discard()
-            raise
-        finally:
-            staging.close()
         count = sum(entry["count"] for entry in written["tensors"].values())
         size = 2 if request.store_dtype == "BF16" else 4
         seconds = time.perf_counter() - started

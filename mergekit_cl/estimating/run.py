@@ -5,31 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
-from mergekit_cl.checkpoint.dtypes import torch_dtype
-from mergekit_cl.device import choose_device
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError, DataError, Interrupted, OptionError, OutputError
+from mergekit_cl.errors import DataError, Interrupted, OptionError
 from mergekit_cl.estimating.calibrate import check_base, check_meaning, describe, measure
-from mergekit_cl.estimating.company import Company, company, device_here
+from mergekit_cl.estimating.company import Company, company
 from mergekit_cl.estimating.identity import describe_run, is_same
+from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.place import (
-    check_memory,
     check_replaceable,
     existing_sidecar,
     open_staging,
     sidecar_files,
     sidecar_target,
 )
+from mergekit_cl.estimating.prepare import Ready, choose_rows, prepare
 from mergekit_cl.estimating.publish import describe_estimate, publish_estimate
 from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
-from mergekit_cl.estimating.sampling import Stages, describe_sampling, in_stages, only
+from mergekit_cl.estimating.sampling import describe_sampling, only
 from mergekit_cl.estimating.state import Kept, absorb_states, kept_in, load_state, save_state
-from mergekit_cl.estimating.streaming import build_to_stream, stream_estimate
+from mergekit_cl.estimating.streaming import stream_estimate
 from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.output.target import check_room
@@ -39,25 +37,9 @@ if TYPE_CHECKING:
     from fisher.accumulator import Accumulator
     from mergekit_cl.training.choose import Choice
     from mergekit_cl.training.encode import Encoded
-    from mergekit_cl.training.model import BuiltModel
-    from mergekit_cl.training.skeleton import Weights
 
 SECONDS_BETWEEN_SAVES = 30.0
-EXACT_CLASSES = 64
-CHARACTERS_PER_TOKEN = 4  # of English: how long a passage of plain text is cut
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """Everything the batches need, decided. weights: where they are, if they are streamed."""
-
-    built: BuiltModel
-    encoded: Encoded
-    stages: Stages
-    estimator: str
-    batch_size: int
-    weights: Weights | None
 
 
 def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOutcome:
@@ -88,9 +70,9 @@ def _follow(request: FisherRequest, among: Company, progress: Start) -> FisherOu
     """The part of a process that only adds up its share of the rows."""
     with open_checkpoint(request.model) as checkpoint:
         request.selection.check(checkpoint)
-        choice = _choose(request)
+        choice = choose_rows(request)
         if (state := among.exchange()[0]) is None:
-            ready = _prepare(request, checkpoint, choice)
+            ready = prepare(request, checkpoint, choice)
             among.exchange()
             kept = Kept.told(among.exchange()[0])
             _, used = _accumulate(request, checkpoint, ready, kept, among, progress, lambda _: None)
@@ -111,7 +93,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             check_base(checkpoint, base)
         request.selection.check(checkpoint)
         target = sidecar_target(checkpoint, request.target)
-        choice = _choose(request)
+        choice = choose_rows(request)
         digests = checkpoint_digests(checkpoint)
         described = describe_run(request, checkpoint, choice, digests, base)
         existing = existing_sidecar(target)
@@ -122,7 +104,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             )
         check_replaceable(target, existing, checkpoint, described["weights_digest"], request)
         among.exchange()
-        ready = _prepare(request, checkpoint, choice)
+        ready = prepare(request, checkpoint, choice)
         built, encoded = ready.built, ready.encoded
         if base is not None:
             check_meaning(checkpoint, base, built.kind, encoded)
@@ -147,7 +129,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
         check_room(target, checkpoint.nbytes)
         among.exchange()
         staging = open_staging(target, {**described, "batch_size": ready.batch_size}, request)
-        try:
+        with kept_or_discarded(staging):
             kept = kept_in(staging.place)
             among.exchange(kept.to_tell())
             accumulator, used = _accumulate(request, checkpoint, ready, kept, among, progress, tell)
@@ -174,22 +156,6 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
                 staging,
                 sidecar_files(existing),
             )
-        except Interrupted as error:
-            error.hint = f"the same command continues; what is done is kept in {staging.place}"
-            raise
-        except ClmergeError as error:
-            if type(error) is ClmergeError:  # a process died: that says nothing against the rows
-                raise
-            staging.discard()
-            raise
-        except OSError as error:
-            raise OutputError(
-                "writing failed",
-                detail=f"{staging.place}: {error.strerror or error}",
-                hint="mend that and give the same command again: what is done is kept",
-            ) from error
-        finally:
-            staging.close()
         return _outcome(request, target, written, notes, started)
 
 
@@ -206,72 +172,10 @@ def _outcome(
     return FisherOutcome(target, "published", written, notes, seconds, nbytes)
 
 
-def _choose(request: FisherRequest) -> Choice:
-    from mergekit_cl.training.choose import choose
-    from mergekit_cl.training.data import read_rows
-
-    rows = read_rows(
-        request.data,
-        text_field=request.text_field,
-        label_field=request.label_field,
-        passage=CHARACTERS_PER_TOKEN * request.max_length,
-    )
-    return choose(rows, request.samples, request.seed)
-
-
-def default_estimator(kind: str, config: dict[str, Any] | None) -> str:
-    """`exact` for classifiers of at most 64 classes, else `mc`."""
-    from mergekit_cl.training.labels import class_names
-
-    if kind == "classifier" and len(class_names(config or {})) <= EXACT_CLASSES:
-        return "exact"
-    return "mc"
-
-
-def _prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> _Ready:
-    import torch
-
-    from mergekit_cl.training.encode import auto_batch_size, encode
-    from mergekit_cl.training.model import build
-    from mergekit_cl.training.tokenizer import load_tokenizer, pad_id
-
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
-    device = choose_device(device_here(request.device))
-    if device_here(request.device) == "auto" and torch.cuda.is_available():
-        device = torch.device("cuda")
-    tokenizer = load_tokenizer(checkpoint.root)
-    config = checkpoint.config or {}
-    weights = None
-    if request.stream_layers:
-        padding = pad_id(tokenizer, config)
-        built, weights = build_to_stream(request, checkpoint, device, padding)
-    else:
-        check_memory(request, checkpoint)
-        built = build(
-            checkpoint,
-            adapter=request.adapter,
-            dtype=torch_dtype(request.compute_dtype),
-            device=device,
-            pad_id=pad_id(tokenizer, config),
-        )
-    encoded = encode(
-        choice.rows, tokenizer, task=built.kind, config=config, max_length=request.max_length
-    )
-    return _Ready(
-        built,
-        encoded,
-        in_stages(encoded, [row.id for row in choice.rows], request.target_se),
-        request.estimator or default_estimator(built.kind, checkpoint.config),
-        request.batch_size or auto_batch_size(built.parameters, encoded.longest),
-        weights,
-    )
-
-
 def _accumulate(
     request: FisherRequest,
     checkpoint: Checkpoint,
-    ready: _Ready,
+    ready: Ready,
     kept: Kept,
     among: Company,
     progress: Start,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.errors import (
-    ClmergeError,
     DataError,
     InputError,
-    Interrupted,
     OptionError,
-    OutputError,
 )
+from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.parts import LONGEST, SidecarParts
 from mergekit_cl.estimating.place import open_staging
 from mergekit_cl.estimating.publish import describe_estimate, move_into_place, standard_errors
@@ -105,7 +103,7 @@ def stream_estimate(
     identity = {**described, "batch_size": batch_size, "stream_layers": True}
     staging = open_staging(target, identity, request)
     run = _Run(request, checkpoint, built, weights, encoded, estimator, batch_size)
-    try:
+    with kept_or_discarded(staging), closing(run):
         estimate, error, single = run.estimate(described, digests, staging, needs, progress, tell)
         metadata = _described(request, checkpoint, built, encoded, estimate, error, described)
         errors = standard_errors(built, estimate)
@@ -118,23 +116,6 @@ def stream_estimate(
         )
         move_into_place(layout, staging, replaced)
         return whole, single
-    except Interrupted as error:
-        error.hint = f"the same command continues; what is done is kept in {staging.place}"
-        raise
-    except ClmergeError:
-        staging.discard()
-        with suppress(OSError):
-            target.parent.rmdir()  # only if it is empty: nothing is left of a bad run
-        raise
-    except OSError as error:
-        raise OutputError(
-            "writing failed",
-            detail=f"{staging.place}: {error.strerror or error}",
-            hint="mend that and give the same command again: what is done is kept",
-        ) from error
-    finally:
-        run.close()
-        staging.close()
 
 
 class _Run:
