@@ -56,7 +56,11 @@ class BlockWorker:
         merging = (2 * len(step.operands) + merge.SCRATCH_BUFFERS + 2) * wide
         sources = {id(operand.checkpoint): operand.checkpoint for operand in step.operands}
         ahead = sum(source.buffer_bytes for source in sources.values())
-        return BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype)) + ahead
+        return (
+            BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
+            + ahead
+            + step.kernel_bytes
+        )
 
     def run(
         self, step: Step, begin: int, end: int, write: Write, write_residual: Write | None = None
@@ -83,7 +87,7 @@ class BlockWorker:
                     block_sums_found.append(self._copied_sums(step, stored, out))
             else:
                 made = None if compiled is None else self._merge_compiled(compiled, step, stored)
-                out, exact, found = made or self._merge(step, stored)
+                out, exact, found = made or self._merge(step, stored, start)
                 block_sums_found.append(found)
                 if write_residual is not None:
                     write_residual(as_bytes(self._residual(exact, out)), start * 4)
@@ -126,19 +130,20 @@ class BlockWorker:
         return out, exact, compiled_sums(out, exact, parents, fishers, done.fallback)
 
     def _merge(
-        self, step: Step, stored: Sequence[torch.Tensor]
+        self, step: Step, stored: Sequence[torch.Tensor], start: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]]:
         """The rounded block, the exact one, and the sums of its divergence."""
         import torch
 
         from mergekit_cl.merge.rounding import round_into
 
-        assert step.kernel is not None
+        kernel = step.kernel_at(start)
+        assert kernel is not None
         count = stored[0].numel()
         compute = torch_dtype(step.compute)
         wide = [self._widen(f"operand{k}", x, compute) for k, x in enumerate(stored)]
         scratch = [self._buffer(f"merge{k}", compute, count) for k in range(merge.SCRATCH_BUFFERS)]
-        exact, fallback = step.kernel(self._with_residuals(step, wide), scratch)
+        exact, fallback = kernel(self._with_residuals(step, wide), scratch)
         if self.allow_nonfinite:
             exact = keep_agreement(exact, [wide[k] for k in step.parents])
         else:

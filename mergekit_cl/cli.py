@@ -27,6 +27,7 @@ COMMANDS = {
     "fisher-merge": "Merge models weighted by their Fisher sidecars.",
     "linear-merge": "Merge models by a weighted average.",
     "ema-merge": "Move a state towards newer models: an exponential moving average.",
+    "lora-merge": "Merge LoRA adapters into their base, with one rounding.",
     "diff": "Tell how far a checkpoint is from another, such as a merge from a parent.",
     "check": "Hold a merge to a policy of how far it may be from its parents.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",

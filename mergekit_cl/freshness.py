@@ -66,9 +66,18 @@ def stale_sidecars(
     return frozenset(found)
 
 
-def check_carries(method: Method, manifest: Mapping[str, Any]) -> None:
-    """Raise MismatchError where an input's residuals belong to other weights than were read."""
+def check_recorded(method: Method, manifest: Mapping[str, Any]) -> None:
+    """Raise MismatchError where inputs were read that others were made of.
+
+    That is where residuals belong to other weights, or an adapter says it is of another base.
+    """
     inputs = manifest["inputs"]
     for k, carry in enumerate(method.carries):
         if carry is not None:
             check_fresh(carry, inputs[k]["weights_digest"], method.checkpoints[k])
+    if method.base_digest not in (None, inputs[0]["weights_digest"]):
+        raise MismatchError(
+            "the adapter was made of another base",
+            detail=f"{method.checkpoints[0].path}: its record names weights of another digest",
+            hint="use that base, or --allow-other-base",
+        )

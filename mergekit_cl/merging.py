@@ -19,7 +19,7 @@ from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.divergence.summary import Divergence, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
-from mergekit_cl.freshness import StaleFisherCheck, check_carries, check_twins, stale_sidecars
+from mergekit_cl.freshness import StaleFisherCheck, check_recorded, check_twins, stale_sidecars
 from mergekit_cl.identity import describe_run, is_next_update
 from mergekit_cl.inplace import check_in_place, link_others
 from mergekit_cl.layout import Shard
@@ -110,6 +110,19 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         apart = [one for one in apart if one.here is None or one.here.resolve() not in places]
     check_apart(options.target, apart)
     notes = [*compare_configs(method.checkpoints), *method.notes]
+    # One file was asked for: no limit on its size.
+    shard_size = 2**63 if is_single_file(options.target) else options.shard_size
+    keep_residuals = method.updates if options.carry else None
+    if method.planner is not None:
+        return method.planner(
+            selection=options.selection,
+            dtype=options.dtype,
+            shard_size=shard_size,
+            notes=notes,
+            keep_residuals=keep_residuals,
+            allow_nonfinite=options.allow_nonfinite,
+        )
+    assert method.recipe is not None
 
     def fishers(name: str, before: int) -> tuple[tuple[Operand, ...], tuple[int | None, ...]]:
         return report_operands(name, before, method.sidecars)
@@ -119,12 +132,11 @@ def make_plan(method: Method, options: OutputOptions) -> Plan:
         method.recipe,
         selection=options.selection,
         dtype=options.dtype,
-        # One file was asked for: no limit on its size.
-        shard_size=2**63 if is_single_file(options.target) else options.shard_size,
+        shard_size=shard_size,
         notes=notes,
         newest_integers=method.newest_integers,
         carries=method.carries,
-        keep_residuals=method.updates if options.carry else None,
+        keep_residuals=keep_residuals,
         vocab=options.vocab,
         fishers=fishers if options.report else None,
     )
@@ -200,9 +212,11 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
             divergence = _divergence(method, plan, results, stale, options.policy)
         made = manifest(method, plan, results, recorded, str(options.target))
         check_inputs(method, plan, results)
-        check_carries(method, made)
+        check_recorded(method, made)
         if method.updates:
             made["updates"] = method.updates
+        if method.record is not None:
+            made.update(method.record(plan, results))
         made["verdict"] = None if divergence is None else to_json(divergence)["verdict"]
         made["seconds"] = round(time.perf_counter() - started, 3)
         made["peak_memory_bytes"] = peak_memory_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from mergekit_cl.compatible import check_mergeable, check_same_tensors
 from mergekit_cl.errors import OptionError
 from mergekit_cl.layout import Layout, lay_out
 from mergekit_cl.merge.formula import COMPILED_DTYPES, Formula
-from mergekit_cl.merge.kernel import Kernel
+from mergekit_cl.merge.kernel import Kernel, KernelAt
 from mergekit_cl.ties import Ties, find_ties
 from mergekit_cl.vocabulary import Resized, Vocab, check_one_size, describe, find_resized
 
@@ -46,6 +46,8 @@ class Step:
     must_agree: whether a copy is refused where the operands differ. compute: dtype of the
     arithmetic. merged_numel: elements beyond these, which the other operands lack, are copied from
     the first. formula: what the kernel computes, where a compiled one gives the same bits.
+    kernel_of: the kernel by the first element of a block, where what it does depends on that.
+    kernel_bytes: memory that kernels hold besides scratch.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Step:
     compute: str = "F32"
     merged_numel: int | None = None
     formula: Formula | None = None
+    kernel_of: KernelAt | None = None
+    kernel_bytes: int = 0
+
+    def kernel_at(self, start: int) -> Kernel | None:
+        """The kernel for operands that begin at this element of the tensor."""
+        return self.kernel if self.kernel_of is None else self.kernel_of(start)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Plan:
     """Steps in reading order and the files they fill.
 
     carry: the file of residuals, if kept. resized: vocabulary tensors of which inputs have more or
-    fewer rows.
+    fewer rows. config: what config.json must say that the first input's does not.
     """
 
     steps: dict[str, Step]
@@ -78,6 +86,7 @@ class Plan:
     notes: tuple[str, ...]
     carry: Layout | None = None
     resized: Resized = field(default_factory=Resized)
+    config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def bytes_read(self) -> int:

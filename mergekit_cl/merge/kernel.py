@@ -23,6 +23,9 @@ class Merged(NamedTuple):
 Kernel = Callable[[Sequence["torch.Tensor"], Sequence["torch.Tensor"]], Merged]
 """(operands, scratch) -> Merged: all flat, of one length and one dtype, on one device."""
 
+KernelAt = Callable[[int], Kernel]
+"""Element of the tensor -> the kernel for operands that begin there."""
+
 SCRATCH_BUFFERS = 5
 """Buffers a kernel may use."""
 

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mergekit_cl.carry import Carry
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.merge.linear import normalized
-from mergekit_cl.plan import Recipe
+from mergekit_cl.plan import Plan, Recipe, Selection
 from mergekit_cl.sidecar import Sidecar
+from mergekit_cl.stream import TensorResult
+
+
+class Planner(Protocol):
+    """Plans what is no merge of whole checkpoints of the same tensors."""
+
+    def __call__(
+        self,
+        *,
+        selection: Selection,
+        dtype: str | None,
+        shard_size: int,
+        notes: Sequence[str],
+        keep_residuals: int | None,
+        allow_nonfinite: bool,
+    ) -> Plan:
+        """Arguments as of `plan_merge`; allow_nonfinite: let NaN and Inf through."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +41,15 @@ class Method:
     newest_integers: integers come from the last input instead of having to agree. updates: EMA
     updates the output has had.
     checkpoints: what is merged. sidecars: the Fisher of each, or None. base: a further checkpoint
-    some formulas need.
+    some formulas need. adapters: what is added to the first. planner: plans instead of
+    `plan_merge` with the recipe. base_digest: what the first input's weights digest has to be.
+    record: what the manifest says besides.
     """
 
     command: str
     options: Mapping[str, Any]
     checkpoints: Sequence[Checkpoint]
-    recipe: Recipe
+    recipe: Recipe | None
     sidecars: Sequence[Sidecar | None]
     base: Checkpoint | None = None
     notes: Sequence[str] = field(default_factory=tuple)
@@ -38,10 +57,15 @@ class Method:
     newest_integers: bool = False
     weighted_by_fisher: bool = False
     updates: int = 0
+    adapters: Sequence[Checkpoint] = ()
+    planner: Planner | None = None
+    base_digest: str | None = None
+    record: Callable[[Plan, Mapping[str, TensorResult]], Mapping[str, Any]] | None = None
 
     def sources(self) -> list[tuple[str, Checkpoint]]:
         """Everything that is read, with its role."""
         found = [("input", checkpoint) for checkpoint in self.checkpoints]
+        found += [("adapter", adapter) for adapter in self.adapters]
         found += [("fisher", sidecar.checkpoint) for sidecar in self.sidecars if sidecar]
         if self.base is not None:
             found.append(("base", self.base))

@@ -89,6 +89,7 @@ def scratch_bytes(step: Step, count: int) -> int:
 
 def merge_chunk(
     step: Step,
+    start: int,
     stored: Sequence[torch.Tensor],
     out: torch.Tensor,
     residual: torch.Tensor | None,
@@ -100,13 +101,15 @@ def merge_chunk(
 ) -> None:
     """Fill `out`, `residual` and `table` from the stored operands of one chunk.
 
+    start: the chunk's first element.
     All on one device. The bytes of `out` are those of a CPU, whatever the chunk.
     """
     import torch
 
     from mergekit_cl.merge.rounding import round_into
 
-    assert step.kernel is not None
+    kernel = step.kernel_at(start)
+    assert kernel is not None
     carving = Carving(scratch)
     compute = torch_dtype(step.compute)
     count = out.numel()
@@ -116,7 +119,7 @@ def merge_chunk(
         if place is not None:
             whole[k] = torch.add(wide[k], wide[place], out=carving.take(compute, count))
     buffers = [carving.take(compute, count) for _ in range(merge.SCRATCH_BUFFERS)]
-    exact, fallback = step.kernel(whole, buffers)
+    exact, fallback = kernel(whole, buffers)
     if allow_nonfinite:
         exact = keep_agreement(exact, [wide[k] for k in step.parents])
     round_into(out, exact)

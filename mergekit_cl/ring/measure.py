@@ -126,7 +126,7 @@ def _card_seconds(
     return _seconds_of(
         compute,
         lambda: chunks.merge_chunk(
-            step, stored, out, None, table, scratch, report=report, allow_nonfinite=True
+            step, 0, stored, out, None, table, scratch, report=report, allow_nonfinite=True
         ),
     )
 

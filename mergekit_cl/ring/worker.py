@@ -66,7 +66,7 @@ class RingWorker:
             slot.send(chunks.stored_bytes(step, stop - start))
             if slot.is_pending:
                 self._take(span, *pending.popleft())
-            self._merge(span, slot, stop - start)
+            self._merge(span, slot, start, stop - start)
             pending.append((slot, start, stop))
         while pending:
             self._take(span, *pending.popleft())
@@ -76,7 +76,7 @@ class RingWorker:
         pieces = [one.pieces() for one in span.hashes]
         return SpanResult(out_hash.pieces(), pieces, span.sums, moved)
 
-    def _merge(self, span: _Span, slot: Slot, count: int) -> None:
+    def _merge(self, span: _Span, slot: Slot, start: int, count: int) -> None:
         step, keeps = span.step, span.write_residual is not None
         stored = chunks.carve_stored(step, slot.inputs.there, count)
         out, residual = chunks.carve_written(step, slot.output.there, count, keeps)
@@ -84,6 +84,7 @@ class RingWorker:
         slot.merge(
             lambda: chunks.merge_chunk(
                 step,
+                start,
                 stored,
                 out,
                 residual,

@@ -47,6 +47,7 @@ def test_no_value_is_asked_for(plans: list[Plan], allow: bool) -> None:
         scratch = room(chunks.scratch_bytes(step, count))
         chunks.merge_chunk(
             step,
+            0,
             stored,
             out,
             residual,

@@ -1,0 +1,5 @@
+"""LoRA adapters on checkpoint files: adapter.py reads, refusals.py refuses, resolve.py gives edits.
+
+edits.py: the edits. keymap.py: which tensor of the file an adapter's key means. factors.py: their
+numbers. kernels.py: what they do to a block. planning.py: the plan of a merge.
+"""

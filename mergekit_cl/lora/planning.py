@@ -1,0 +1,181 @@
+"""The plan of a merge of adapters into a base: what each tensor is made of, from headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from mergekit_cl.carry import Carry, carry_layout
+from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.errors import MismatchError
+from mergekit_cl.layout import Layout, lay_out
+from mergekit_cl.lora.adapter import Adapter
+from mergekit_cl.lora.applying import Applied, Applying, kernel_bytes
+from mergekit_cl.lora.edits import Edit, Replace
+from mergekit_cl.lora.factors import Kept
+from mergekit_cl.plan import Operand, Plan, Selection, Step
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Edited(NamedTuple):
+    """What is done to one tensor of the output: a replacement first, then the others in order."""
+
+    replaced: tuple[Adapter, Replace] | None
+    changes: tuple[Applied, ...]
+
+
+def by_tensor(edits: Sequence[tuple[Adapter, Sequence[Edit]]]) -> dict[str, Edited]:
+    """{tensor: its edits}, adapters in order.
+
+    Raises MismatchError where one adapter replaces what another one changes: the result would
+    depend on something nobody said.
+    """
+    found: dict[str, Edited] = {}
+    owners: dict[str, set[int]] = {}
+    for number, (adapter, own) in enumerate(edits):
+        for edit in sorted(own, key=lambda one: not isinstance(one, Replace)):
+            before = found.get(edit.name, Edited(None, ()))
+            owners.setdefault(edit.name, set()).add(number)
+            if isinstance(edit, Replace):
+                found[edit.name] = before._replace(replaced=(adapter, edit))
+            else:
+                changed = (*before.changes, Applied(adapter, edit))
+                found[edit.name] = before._replace(changes=changed)
+    for name, one in found.items():
+        if one.replaced is not None and len(owners[name]) > 1:
+            raise MismatchError(
+                "one adapter replaces a tensor that another one changes too",
+                detail=f"{name}: replaced by {one.replaced[0].path}",
+                hint="merge them one after the other, in the order you mean",
+            )
+    return found
+
+
+def plan_lora(
+    base: Checkpoint,
+    edited: Mapping[str, Edited],
+    *,
+    carry: Carry | None,
+    materialised: Mapping[str, str],
+    config: Mapping[str, object],
+    selection: Selection,
+    dtype: str | None,
+    shard_size: int,
+    notes: Sequence[str],
+    keep_residuals: int | None,
+    allow_nonfinite: bool,
+) -> Plan:
+    """Plan a merge: edited tensors are made in float64 and rounded once, others are copied.
+
+    materialised: {tensor the file lacks: the one it has been tied to}. config: what changes in
+    config.json. carry: residuals of the base. The others are those of `plan_merge`.
+    """
+    selection.check(base)
+    kept = Kept()
+    sources: dict[str, TensorInfo | None] = dict(base.tensors)
+    sources.update({name: base.tensors[anchor] for name, anchor in materialised.items()})
+    sources.update({name: None for name in edited if name not in sources})
+    steps = {}
+    excluded = 0
+    for name, info in sources.items():
+        own = edited.get(name)
+        if own is not None and name not in selection:
+            excluded += 1
+            own = None
+        if own is None:
+            if info is not None:
+                steps[name] = _copied(name, Operand(base, info), dtype)
+            continue
+        steps[name] = _edited(name, base, info, own, carry, dtype, kept, allow_nonfinite)
+    shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
+    layout = lay_out(shapes, stem="model", shard_size=shard_size, metadata={"format": "pt"})
+    told = list(notes)
+    if excluded:
+        told.append(f"{excluded} tensors that the adapters change are copied, as selected")
+    residuals: Layout | None = None
+    if keep_residuals is not None:
+        made = [shape for shape in shapes if steps[shape[0]].kernel is not None]
+        residuals = carry_layout(made, keep_residuals)
+        residuals = residuals if residuals.shards[0].header.tensors else None
+    return Plan(steps, layout, tuple(told), residuals, config=config)
+
+
+def _copied(name: str, source: Operand, dtype: str | None) -> Step:
+    info = source.info
+    kept = dtype if dtype is not None and info.is_float else info.dtype
+    parents = (0,) if info.is_float else ()
+    fishers = (None,) * len(parents)
+    return Step(name, kept, info.shape, "copied", (source,), None, parents, fishers)
+
+
+def _edited(
+    name: str,
+    base: Checkpoint,
+    info: TensorInfo | None,
+    own: Edited,
+    carry: Carry | None,
+    dtype: str | None,
+    kept: Kept,
+    allow_nonfinite: bool,
+) -> Step:
+    if own.replaced is not None:
+        adapter, edit = own.replaced
+        source = Operand(adapter.checkpoint, adapter.tensors[edit.tensor])
+    else:
+        assert info is not None
+        source = Operand(base, info)
+    shape = source.info.shape
+    out = dtype or (info or source.info).dtype
+    operands: tuple[Operand, ...] = (source,)
+    parents: tuple[int, ...] = ()
+    residuals: tuple[int | None, ...] = ()
+    if own.replaced is None:
+        parents = (0,)
+        if carry is not None and name in carry.checkpoint.tensors:
+            operands += (Operand(carry.checkpoint, carry.checkpoint.tensors[name]),)
+            residuals = (1,)
+    elif info is not None and info.shape == shape:
+        operands += (Operand(base, info),)
+        parents = (1,)
+    fishers = (None,) * len(parents)
+    if not own.changes:
+        return Step(name, out, shape, "merged", operands, None, parents, fishers)
+    applying = Applying(
+        shape,
+        own.changes,
+        lambda start, stop: _unmerged(operands, residuals, start, stop),
+        kept,
+        allow_nonfinite=allow_nonfinite,
+    )
+    return Step(
+        name,
+        out,
+        shape,
+        "merged",
+        operands,
+        applying.kernel_of(0),
+        parents,
+        fishers,
+        residuals,
+        compute="F64",
+        kernel_of=applying.kernel_of,
+        kernel_bytes=kernel_bytes(shape, own.changes),
+    )
+
+
+def _unmerged(
+    operands: Sequence[Operand], residuals: Sequence[int | None], start: int, stop: int
+) -> torch.Tensor:
+    """Elements of the tensor that is edited, in float64, with what rounding took from it."""
+    import torch
+
+    def read(operand: Operand) -> torch.Tensor:
+        return operand.checkpoint.read(operand.info.name, start, stop).to(torch.float64, copy=True)
+
+    whole = read(operands[0])
+    for place in residuals:
+        if place is not None:
+            whole += read(operands[place])
+    return whole

@@ -1,0 +1,164 @@
+"""`lora-merge`: adapters into a base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from mergekit_cl.carry import find_carry
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.digesting import checkpoint_digests
+from mergekit_cl.errors import OptionError
+from mergekit_cl.lora.adapter import Adapter
+from mergekit_cl.lora.edits import Bias, Edit, LowRank
+from mergekit_cl.lora.planning import Edited, by_tensor, plan_lora
+from mergekit_cl.lora.refusals import check_base, check_config, informative
+from mergekit_cl.lora.resolve import edits_of
+from mergekit_cl.manifest import read_manifest
+from mergekit_cl.methods.method import Method
+from mergekit_cl.plan import Plan
+from mergekit_cl.stream import TensorResult
+
+Undo = Literal["base", "xor", "none"]
+
+
+def lora_method(
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    *,
+    scales: Sequence[float] | None,
+    undo: Undo,
+    allow_other_base: bool,
+    carry: bool,
+) -> Method:
+    """Merge adapters into `base` at once, with one rounding.
+
+    scales: one per adapter, on top of its own. undo: what the record holds to get the base back.
+    Raises InputError and MismatchError for what cannot be merged, OptionError for other numbers of
+    scales.
+    """
+    check_base(base)
+    for adapter in adapters:
+        check_config(adapter)
+    resolved = _resolve_scales(scales, len(adapters))
+    edits = [
+        (adapter, edits_of(adapter, base, scale=scale))
+        for adapter, scale in zip(adapters, resolved, strict=True)
+    ]
+    for (adapter, own), scale in zip(edits, resolved, strict=True):
+        odd = [edit for edit in own if not isinstance(edit, (LowRank, Bias))]
+        if scale != 1.0 and odd:
+            raise OptionError(
+                "a scale is defined for plain low-rank updates alone",
+                detail=f"{adapter.path}: {odd[0].name}: {type(odd[0]).__name__.lower()}",
+                hint="give this adapter the scale 1",
+            )
+    edited = by_tensor(edits)
+    own_carry = find_carry(base) if carry else None
+    options = {
+        "scales": list(resolved),
+        "undo": undo,
+        "allow_other_base": allow_other_base,
+        "adapters": [
+            {"config_digest": adapter.digest, "informative": informative(adapter.config)}
+            for adapter in adapters
+        ],
+    }
+    return Method(
+        "lora-merge",
+        options,
+        [base],
+        None,
+        [None],
+        notes=[note for adapter in adapters for note in _notes(adapter, base)],
+        carries=[own_carry],
+        adapters=[adapter.checkpoint for adapter in adapters],
+        planner=partial(plan_lora, base, edited, carry=own_carry, materialised={}, config={}),
+        base_digest=None if allow_other_base else _recorded_base(adapters),
+        record=partial(_record, base, edited, undo),
+    )
+
+
+def _resolve_scales(given: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    scales = tuple(given) if given is not None else (1.0,) * count
+    if len(scales) != count:
+        raise OptionError(
+            f"{count} adapters need {count} scales",
+            detail=f"--scale {','.join(map(str, scales))}",
+            hint="give one scale per adapter, in their order",
+        )
+    return scales
+
+
+def _notes(adapter: Adapter, base: Checkpoint) -> list[str]:
+    """PEFT stores the place that the base had in training: another one proves nothing."""
+    trained = adapter.config.get("base_model_name_or_path")
+    if not trained or str(trained).rstrip("/").rpartition("/")[2] == base.root.name:
+        return []
+    return [f"{adapter.path} says it was trained on {trained!s:.200}"]
+
+
+def _recorded_base(adapters: Sequence[Adapter]) -> str | None:
+    """The digest of the base that an adapter's own record names."""
+    for adapter in adapters:
+        made = read_manifest(adapter.path / "clmerge")
+        for source in (made or {}).get("inputs", ()):
+            if source.get("role") == "base" and source.get("weights_digest"):
+                return str(source["weights_digest"])
+    return None
+
+
+def _record(
+    base: Checkpoint,
+    edited: Mapping[str, Edited],
+    undo: Undo,
+    plan: Plan,
+    results: Mapping[str, TensorResult],
+) -> dict[str, Any]:
+    """What the manifest says of the edits, and what an unmerge needs."""
+    rules = {}
+    for name, one in edited.items():
+        changes: list[tuple[Adapter, Edit]] = [(c.adapter, c.edit) for c in one.changes]
+        if one.replaced is not None:
+            changes.insert(0, one.replaced)
+        rules[name] = [
+            {"adapter": str(a.path), "edit": type(e).__name__.lower(), "rule": e.rule}
+            for a, e in changes
+        ]
+    made: dict[str, Any] = {"edits": {n: r for n, r in rules.items() if n in plan.steps}}
+    if undo == "base":
+        touched = [
+            name
+            for name, step in plan.steps.items()
+            if step.action == "merged" and name in base.tensors
+        ]
+        digests = _base_digests(base, plan, results, touched)
+        made["undo"] = {
+            "kind": "base",
+            "path": str(base.path),
+            "tensors": {
+                name: {
+                    "digest": digests[name],
+                    "dtype": base.tensors[name].dtype,
+                    "shape": list(base.tensors[name].shape),
+                }
+                for name in touched
+            },
+            "added": sorted(plan.steps.keys() - base.tensors.keys()),
+        }
+    return made
+
+
+def _base_digests(
+    base: Checkpoint, plan: Plan, results: Mapping[str, TensorResult], names: Sequence[str]
+) -> dict[str, str]:
+    """Digests of tensors of the base; those that were replaced unread are read now."""
+    found = {
+        operand.info.name: digest
+        for name, step in plan.steps.items()
+        for operand, digest in zip(step.operands, results[name].operand_digests, strict=True)
+        if operand.checkpoint is base
+    }
+    unread = set(names) - found.keys()
+    return {**found, **(checkpoint_digests(base, names=unread) if unread else {})}
