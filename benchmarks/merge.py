@@ -5,7 +5,8 @@
 Rows run in turn, each in a process of its own that loads torch before its clock starts; the
 smallest of `--runs` counts, and ratios are to the floor of the same state of the page cache. Floor:
 two threads read all inputs, write as many bytes as the output has, fsync. "cold" evicts the
-inputs from the page cache first. Memory: the largest anonymous resident set during the row, less
+inputs from the page cache first. "bound by" is the share of their time that the cores computed.
+Memory: the largest anonymous resident set during the row, less
 what it was before. The load-everything script is what people write: two state dicts, one
 expression, save_file.
 """
@@ -15,11 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measuring import PIECE, Peak, evict, machine, table, touch
+
 ROWS = ("floor", "linear", "linear+report", "fisher floor", "fisher", "fisher+report", "load all")
-PIECE = 2**22
+THREADS = min(len(os.sched_getaffinity(0)), 8)
 
 
 def inputs(work: Path, fisher: bool) -> list[Path]:
@@ -36,21 +37,6 @@ def inputs(work: Path, fisher: bool) -> list[Path]:
     if fisher:
         files += [work / name / "clmerge" / "fisher.safetensors" for name in "ab"]
     return files
-
-
-def evict(files: list[Path]) -> None:
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
-def touch(files: list[Path]) -> None:
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            while stream.read(PIECE):
-                pass
 
 
 def floor(files: list[Path], written: int, out: Path) -> None:
@@ -139,34 +125,17 @@ def _load_all(work: Path, out: Path) -> Callable[[], None]:
     return run
 
 
-def anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def child(row: str, work: Path, out: Path) -> None:
     """Run one row in this process and print what it cost."""
     import torch  # noqa: F401 - before the clock
 
     work_of_row = row_work(row, work, out)
-    before = largest = anonymous()
-    done = threading.Event()
-
-    def sample() -> None:
-        nonlocal largest
-        while not done.wait(0.01):
-            largest = max(largest, anonymous())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    started = time.perf_counter()
-    work_of_row()
-    seconds = time.perf_counter() - started
-    done.set()
-    sampler.join()
-    print(json.dumps({"seconds": seconds, "memory": largest - before}))
+    with Peak() as peak:
+        started, busy = time.perf_counter(), time.process_time()
+        work_of_row()
+        seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    found = {"seconds": seconds, "busy": busy, "memory": peak.largest - peak.before}
+    print(json.dumps(found))
 
 
 def measure(row: str, work: Path, cold: bool) -> dict[str, float]:
@@ -198,10 +167,6 @@ def main() -> None:
     for name, seed in (("a", 1), ("b", 2)):
         write_model(given.work / name, given.layers, seed)
         write_sidecar(given.work / name, seed)
-    size = sum(f.stat().st_size for f in (given.work / "a").glob("*.safetensors"))
-    print(f"two bf16 models of {size / 1e9:.2f} GB; {os.cpu_count()} cores, {platform.machine()}, ")
-    print("| row | cold s | x floor | warm s | x floor | memory added MB |")
-    print("|---|---|---|---|---|---|")
     rows = given.rows.split(",")
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         r: {"cold": [], "warm": []} for r in rows
@@ -210,15 +175,26 @@ def main() -> None:
         for row in rows:
             for state in ("cold", "warm"):
                 found[row][state].append(measure(row, given.work, state == "cold"))
+    lines = []
     for row in rows:
         base = "fisher floor" if row.startswith("fisher") else "floor"
         cells = [row]
         for state in ("cold", "warm"):
-            best = min(one["seconds"] for one in found[row][state])
+            best = min(found[row][state], key=lambda one: one["seconds"])
             least = min(one["seconds"] for one in found[base][state])
-            cells += [f"{best:.2f}", f"{best / least:.2f}"]
+            cells += [f"{best['seconds']:.2f}", f"{best['seconds'] / least:.2f}", bound(best)]
         peak = max(one["memory"] for state in found[row].values() for one in state)
-        print("| " + " | ".join([*cells, f"{peak / 1e6:.0f}"]) + " |")
+        lines.append([*cells, f"{peak / 1e6:.0f}"])
+    size = sum(f.stat().st_size for f in (given.work / "a").glob("*.safetensors"))
+    print(f"Two bf16 models of {size / 1e9:.2f} GB. {machine()}.\n")
+    heads = ["row", "cold s", "x floor", "bound by", "warm s", "x floor", "bound by", "added MB"]
+    print(table(heads, lines))
+
+
+def bound(one: dict[str, float]) -> str:
+    """What a row waited for: the cores if they were busy most of the time, else the disk."""
+    share = one["busy"] / (one["seconds"] * THREADS)
+    return f"cores ({share:.0%} busy)" if share > 0.7 else f"disk (cores {share:.0%} busy)"
 
 
 if __name__ == "__main__":
