@@ -76,7 +76,7 @@ class BlockWorker:
         hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
         block_sums_found: list[list[Sums]] = []
         compiled = self._compiled_kernel(step)
-        for start, stop, is_tail in _blocks(begin, end, step.merged_numel):
+        for start, stop, is_tail in blocks_of(begin, end, step.merged_numel):
             operands = step.operands[:1] if is_tail else step.operands
             stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
             for digest, tensor in zip(hashes[: len(stored)], stored, strict=True):
@@ -249,7 +249,7 @@ class BlockWorker:
         return self._buffers[key][:count]
 
 
-def _blocks(begin: int, end: int, merged: int | None) -> Iterator[tuple[int, int, bool]]:
+def blocks_of(begin: int, end: int, merged: int | None) -> Iterator[tuple[int, int, bool]]:
     """(first element, end, whether it lies beyond what is merged) of each block; at least one.
 
     The block in which merging ends is cut in two there, so that all others stay on the grid that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,8 @@ def _divergence(
     ):
         parents.append(parent_of(str(checkpoint.path), None if k in stale else sidecar))
     merged = {name: results[name].sums for name, step in plan.steps.items() if step.parents}
-    return summarise(merged, parents, policy=policy, carried=plan.carry is not None)
+    found = summarise(merged, parents, policy=policy, carried=plan.carry is not None)
+    return replace(found, sweep=method.sweep)
 
 
 def _stale_notes(method: Method, stale: frozenset[int]) -> list[str]:

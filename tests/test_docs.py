@@ -150,6 +150,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("a merge", "linear-merge a b -o one"),
         ("a merge", "fisher-merge a b -o two"),
         ("the plan of a merge", "linear-merge a b -o three --dry-run"),
+        ("a sweep", "linear-merge a b --sweep 3"),
+        ("the plan of a sweep", "fisher-merge a b --sweep 3 --dry-run"),
         ("`fisher`", "fisher llama --data rows.jsonl -o one.safetensors"),
         ("the plan of `fisher`", "fisher llama --data rows.jsonl --dry-run"),
     ],
@@ -170,6 +172,16 @@ def test_the_files_of_a_merge_have_the_documented_keys(here: Path, name: str) ->
     if name == "divergence.json":
         parts = re.findall(r"\w+", quoted(documented["`verdict`"])[0])
         assert sorted(parts) == sorted(written["verdict"])
+
+
+def test_a_sweep_has_the_documented_keys(here: Path) -> None:
+    documented = table(section("commands.md", "Files"), "`sweep`")
+    found = clmerge("fisher-merge", "a", "b", "--weights", "auto", "-o", "swept", "--json").document
+    assert sorted(key for cell in documented for key in quoted(cell)) == sorted(found["sweep"])
+    besides = table(section("commands.md", "JSON on stdout"), "of")
+    plain = quoted(re.sub(r"\([^)]*\)", "", besides["a merge"]))
+    more = quoted(besides["a merge with `--weights auto`, besides"])
+    assert sorted([*plain, *more]) == sorted(found)
 
 
 def test_the_parts_of_a_manifest_have_the_documented_keys(here: Path) -> None:

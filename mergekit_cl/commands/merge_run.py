@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,8 +26,15 @@ def at_least_two(
     return value
 
 
-def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, streams: Streams) -> int:
-    """Run or only plan a merge; returns the exit code."""
+def finish_merge(
+    method: Method,
+    options: OutputOptions,
+    *,
+    dry_run: bool,
+    streams: Streams,
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Run or only plan a merge; returns the exit code. more: what its document says besides."""
     from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path
     from mergekit_cl.merging import describe_plan, make_plan, run_merge
     from mergekit_cl.remote_merge import describe_remote_plan, run_remote_merge
@@ -43,7 +51,7 @@ def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, strea
             if beyond
             else describe_plan(method, make_plan(method, options), options)
         )
-        streams.document(plan)
+        streams.document({**plan, **(more or {})})
         if not streams.json:
             print_plan(plan)
         return 0
@@ -55,7 +63,7 @@ def finish_merge(method: Method, options: OutputOptions, *, dry_run: bool, strea
         )
     for note in outcome.notes:
         streams.say(f"note: {note}")
-    streams.document(merge_document(outcome))
+    streams.document({**merge_document(outcome), **(more or {})})
     if not streams.quiet:
         print_merge(outcome)
     elif outcome.lossy:

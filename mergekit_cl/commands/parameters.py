@@ -79,6 +79,15 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
+class Weights(Numbers):
+    """Numbers joined by commas, or the word `auto`."""
+
+    name = "w1,w2|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class BatchSize(click.ParamType[int | None]):
     """Rows per batch; `auto` gives None, which chooses by model and data."""
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +22,7 @@ from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, block_sums, total
 from mergekit_cl.errors import OptionError
 from mergekit_cl.finite import count_nonfinite, nonfinite_input
+from mergekit_cl.workers import share_out
 
 Advance = Callable[[int], None]
 
@@ -115,37 +114,21 @@ def read_all(
     Inf, unless those are allowed, and what reading raises, after every worker has stopped.
     """
     ordered = sorted(comparisons, key=_reading_order)
-    spans = _spans(ordered)
     done: dict[str, dict[int, _Span]] = {one.merged.name: {} for one in ordered}
-    lock = threading.Lock()
-    stop = threading.Event()
 
-    def next_span() -> tuple[Comparison, int, int] | None:
-        with lock:
-            return None if stop.is_set() else next(spans, None)
-
-    def work() -> None:
+    def new_worker() -> Callable[[tuple[Comparison, int, int]], None]:
         scratch = [torch.empty(BLOCK, dtype=torch.float64) for _ in range(SCRATCH_BUFFERS)]
-        while (span := next_span()) is not None:
+
+        def read(span: tuple[Comparison, int, int]) -> None:
             comparison, begin, end = span
             done[comparison.merged.name][begin] = _read(
                 comparison, begin, end, scratch, allow_nonfinite
             )
             advance(_release(comparison, begin, end))
 
-    threads_of_torch = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(work) for _ in range(workers)]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-        for future in futures:
-            future.result()
-    finally:
-        torch.set_num_threads(threads_of_torch)
+        return read
+
+    share_out(_spans(ordered), workers, new_worker)
     return {
         one.merged.name: _join([part for _, part in sorted(done[one.merged.name].items())])
         for one in comparisons

@@ -1,1 +1,1 @@
-"""Pure decisions, without torch and without files: policy.py (what counts as lossy)."""
+"""Pure decisions, no torch, no files: policy.py (what is lossy), minimax.py (which weights)."""

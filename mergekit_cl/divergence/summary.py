@@ -45,7 +45,7 @@ class Covered:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Everything `divergence.json` says."""
+    """Everything `divergence.json` says; sweep: what the weights were chosen by, if they were."""
 
     parents: tuple[Parent, ...]
     model: tuple[ParentMetrics, ...]
@@ -53,6 +53,7 @@ class Divergence:
     tensors: tuple[TensorMetrics, ...]
     verdict: Verdict
     covered: tuple[Covered, ...]
+    sweep: Mapping[str, Any] | None = None
 
 
 def summarise(
@@ -112,7 +113,9 @@ def worst(rows: Sequence[TensorMetrics], metric: str, count: int) -> list[Tensor
 
 def to_json(divergence: Divergence) -> dict[str, Any]:
     """The document of format "clmerge.divergence/1"; `model` holds each metric's worst parent."""
+    swept = {} if divergence.sweep is None else {"sweep": dict(divergence.sweep)}
     return {
+        **swept,
         "format": FORMAT,
         "parents": [parent.path for parent in divergence.parents],
         "model": {

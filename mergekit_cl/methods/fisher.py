@@ -57,13 +57,7 @@ def fisher_method(
         raise OptionError("falling back to the base needs one", hint="add --base PATH")
     if not allow_mixed:
         check_comparable(sidecars)
-    completed = [complete_statistics(sidecar) for sidecar in sidecars]
-    full = [sidecar for sidecar, _ in completed]
-    notes = [
-        f"{sidecar.checkpoint.path} holds no sums: read once more to make them"
-        for sidecar, was_read in completed
-        if was_read
-    ]
+    full, notes = with_sums(sidecars)
     per_tensor = scales(full, resolved, normalize, floor)
     ties = find_ties(checkpoints)
     merged = [
@@ -105,6 +99,17 @@ def fisher_method(
     return Method(
         "fisher-merge", options, checkpoints, recipe, full, base, notes, weighted_by_fisher=True
     )
+
+
+def with_sums(sidecars: Sequence[Sidecar]) -> tuple[list[Sidecar], list[str]]:
+    """The sidecars with sums for every tensor, and notes on what was read to make them."""
+    completed = [complete_statistics(sidecar) for sidecar in sidecars]
+    notes = [
+        f"{sidecar.checkpoint.path} holds no sums: read once more to make them"
+        for sidecar, was_read in completed
+        if was_read
+    ]
+    return [sidecar for sidecar, _ in completed], notes
 
 
 def _missing(

@@ -43,7 +43,7 @@ class Method:
     checkpoints: what is merged. sidecars: the Fisher of each, or None. base: a further checkpoint
     some formulas need. adapters: what is added to the first. planner: plans instead of
     `plan_merge` with the recipe. base_digest: what the first input's weights digest has to be.
-    record: what the manifest says besides.
+    record: what the manifest says besides. sweep: what its weights were chosen by, for the report.
     """
 
     command: str
@@ -61,6 +61,7 @@ class Method:
     planner: Planner | None = None
     base_digest: str | None = None
     record: Callable[[Plan, Mapping[str, TensorResult]], Mapping[str, Any]] | None = None
+    sweep: Mapping[str, Any] | None = None
 
     def sources(self) -> list[tuple[str, Checkpoint]]:
         """Everything that is read, with its role."""

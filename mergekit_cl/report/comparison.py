@@ -10,6 +10,7 @@ from mergekit_cl.comparing.report import Overlap, Report
 from mergekit_cl.divergence.summary import worst
 from mergekit_cl.divergence.verdict import TensorMetrics, reason
 from mergekit_cl.report.amounts import duration, number, size
+from mergekit_cl.report.bars import bar
 from mergekit_cl.report.text import shown
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _rows_table(title: str, rows: Sequence[TensorMetrics], metric: str, report: 
         share = (row.metrics[metric] or 0.0) / longest if longest else 0.0
         name = f"{row.name} ({row.parent})" if several else row.name
         cells = [number(row.metrics[column]) for column in columns]
-        table.add_row(_bar(share), *cells, _text(name, room))
+        table.add_row(bar(share, BAR), *cells, _text(name, room))
     return table
 
 
@@ -225,21 +226,8 @@ def _text(name: str, limit: int | None) -> Text:
     return Text(safe, no_wrap=True)
 
 
-def _bar(share: float) -> str:
-    full = "█" if _can_print("█") else "#"
-    return full * max(1, round(BAR * share)) if share > 0 else ""
-
-
 def _say(console: Console, line: str, *, style: str | None = None) -> None:
     console.print(name_words(line), style=style, markup=False)
-
-
-def _can_print(character: str) -> bool:
-    try:
-        character.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_terminal() -> bool:
