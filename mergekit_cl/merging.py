@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.carry import FILE as CARRY_FILE
-from mergekit_cl.carry import sealed_header
-from mergekit_cl.companions import copy_companions, cut_vocabulary
 from mergekit_cl.compiling import are_worth_compiling
+from mergekit_cl.completing import write_beside
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
@@ -21,9 +18,9 @@ from mergekit_cl.divergence.summary import Divergence, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_recorded, check_twins, stale_sidecars
 from mergekit_cl.identity import describe_run, is_next_update
-from mergekit_cl.inplace import check_in_place, link_others
+from mergekit_cl.inplace import check_in_place
 from mergekit_cl.layout import Shard
-from mergekit_cl.manifest import read_manifest, write_json
+from mergekit_cl.manifest import read_manifest
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.methods.linear import report_operands
 from mergekit_cl.methods.method import Method
@@ -225,7 +222,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
             staging.discard()
             state = "refused"
         else:
-            _write_companions(method, plan, options, staging.out, made, divergence)
+            notes += write_beside(method, plan, options, staging.out, made, divergence)
             staging.publish()
             state = "published"
     except Interrupted as error:
@@ -325,59 +322,6 @@ def _stale_notes(method: Method, stale: frozenset[int]) -> list[str]:
         "it predicts nothing (clmerge fisher makes a new one)"
         for k in sorted(stale)
     ]
-
-
-def _write_companions(
-    method: Method,
-    plan: Plan,
-    options: OutputOptions,
-    out: Path,
-    made: Mapping[str, Any],
-    divergence: Divergence | None,
-) -> None:
-    target = options.target
-    first = method.checkpoints[0]
-    side = out / side_folder(target).name
-    _remove_but(out, {side.name, *(shard.file for shard in plan.layout.shards)})
-    if is_single_file(target):
-        made["outputs"][0]["files"][0]["name"] = target.name
-    else:
-        if options.in_place:
-            link_others(first, out)
-        if first.folder:
-            copy_companions(first.root, out, _common_dtype(plan))
-            if options.vocab == "common" and plan.resized.rows:
-                smallest = method.checkpoints[plan.resized.smallest]
-                cut_vocabulary(out, smallest, min(plan.resized.rows.values()))
-        if plan.layout.index is not None:
-            (out / plan.layout.index_name).write_bytes(plan.layout.index)
-    write_json(side / "manifest.json", made)
-    if plan.carry is not None:
-        digest = made["outputs"][0]["weights_digest"]
-        with (side / CARRY_FILE).open("r+b") as stream:
-            stream.write(sealed_header(plan.carry, digest, method.updates))
-    if divergence is not None:
-        write_json(side / "divergence.json", to_json(divergence))
-
-
-def _remove_but(folder: Path, kept: set[str]) -> None:
-    """Companions of an earlier attempt go: those of the inputs may have changed since."""
-    for entry in folder.iterdir():
-        if entry.name in kept:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _common_dtype(plan: Plan) -> str | None:
-    """The dtype of most weights, by bytes; what config.json should say."""
-    sizes: dict[str, int] = {}
-    for tensor in (t for shard in plan.layout.shards for t in shard.header.tensors):
-        if tensor.is_float:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
 def recorded_options(method: Method, options: OutputOptions) -> dict[str, Any]:

@@ -121,10 +121,12 @@ def test_everything_that_makes_weights_a_model_comes_along(
     found = files_below(tmp_path / "out")
     assert set(found) == {
         *kept,
+        "README.md",
         "config.json",
         "model.safetensors",
         "clmerge/manifest.json",
         "clmerge/divergence.json",
+        "clmerge/report.html",
     }
     assert all(found[name].decode() == text for name, text in kept.items())
     assert found["config.json"] == (inputs[0] / "config.json").read_bytes()

@@ -13,6 +13,7 @@ import click
 from mergekit_cl.commands.compare_options import compare_options, make_request
 from mergekit_cl.commands.merge_run import LOSSY
 from mergekit_cl.commands.options import everywhere
+from mergekit_cl.commands.report_files import check_page, write_file, write_page
 from mergekit_cl.commands.streams import Streams
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def command(
     from mergekit_cl.policyfile import read_policy
     from mergekit_cl.report.comparison import cost, print_comparison
 
+    check_page(values["html"])
     request = make_request(
         models[0],
         models[1:],
@@ -87,6 +89,7 @@ def command(
     with streams.progress() as start:
         found = compare(request, start)
     _write_reports(found, junit, markdown, values["top"])
+    write_page(values["html"], found, judged=True)
     streams.document(document(found))
     if not streams.json:
         print_comparison(found, top=values["top"], verdict=True)
@@ -112,20 +115,9 @@ def _write_reports(found: Report, junit: Path | None, markdown: Path | None, top
     from mergekit_cl.report import markdown as as_markdown
 
     if junit is not None:
-        _write("--junit", junit, as_junit.junit(found))
+        write_file("--junit", junit, as_junit.junit(found))
     if markdown is not None:
-        _write("--markdown", markdown, as_markdown.markdown(found, top=top))
-
-
-def _write(option: str, path: Path, text: str) -> None:
-    from mergekit_cl.errors import OutputError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            "a report cannot be written", detail=f"{option} {path}: {error.strerror}"
-        ) from error
+        write_file("--markdown", markdown, as_markdown.markdown(found, top=top))
 
 
 def _annotate(found: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -41,6 +42,12 @@ def compare_options(command: Command) -> Command:
                 default=10,
                 show_default=True,
                 help="Layers and tensors to show.",
+            ),
+            click.option(
+                "--html",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Write a page to look at.",
             ),
             click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
             click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors."),

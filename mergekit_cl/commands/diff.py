@@ -8,6 +8,7 @@ import click
 
 from mergekit_cl.commands.compare_options import compare_options, make_request
 from mergekit_cl.commands.options import everywhere
+from mergekit_cl.commands.report_files import check_page, write_page
 from mergekit_cl.commands.streams import Streams
 
 
@@ -29,9 +30,11 @@ def command(streams: Streams, /, model: str, parent: str, fisher: str | None, **
     from mergekit_cl.comparing.run import compare
     from mergekit_cl.report.comparison import cost, print_comparison
 
+    check_page(values["html"])
     request = make_request(model, [parent], [] if fisher is None else [fisher], values)
     with streams.progress() as start:
         found = compare(request, start)
+    write_page(values["html"], found, judged=False)
     streams.document(document(found))
     if not streams.json:
         print_comparison(found, top=values["top"], verdict=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Report:
     """What a comparison found; `divergence` holds the verdict.
 
     findings: broken thresholds that count; known: those that were as bad in the baseline.
+    described: dtype and shape of the merged tensors.
     """
 
     merged: str
@@ -70,6 +71,7 @@ class Report:
     notes: tuple[str, ...]
     nbytes: int
     seconds: float
+    described: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def document(report: Report) -> dict[str, Any]:

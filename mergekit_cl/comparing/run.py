@@ -68,6 +68,7 @@ def compare(request: Request, progress: Start) -> Report:
             carried = made.carried
         else:
             carried = False
+        described = {name: (one.dtype, one.shape) for name, one in merged.tensors.items()}
         overlaps = tuple(map(_overlap, [merged] * len(parents), parents, pairings))
         measured = _measure(request, merged, parents, progress)
     found = _with_model_values(found, overlaps, measured)
@@ -90,6 +91,7 @@ def compare(request: Request, progress: Start) -> Report:
         notes=tuple(_notes(parents, sidecars, stale, measured)),
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
+        described=described,
     )
 
 

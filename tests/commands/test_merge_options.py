@@ -91,6 +91,7 @@ def test_a_name_that_ends_in_safetensors_is_one_file_with_its_folder_beside_it(
         "one.clmerge",
         "one.clmerge/divergence.json",
         "one.clmerge/manifest.json",
+        "one.clmerge/report.html",
         "one.safetensors",
     ]
     run("linear-merge", "one.safetensors", "c", "-o", "two.safetensors")
@@ -105,7 +106,6 @@ def test_companions_are_carried_byte_for_byte_and_the_inputs_own_folder_is_not(
         "generation_config.json": '{"a":  1}',
         "chat_template.jinja": "{{ x }}",
         "vocab.txt": "one\n",
-        "README.md": "a model",
         "LICENSE": "free",
         "modeling_own.py": "x = 1\n",
     }
@@ -115,7 +115,7 @@ def test_companions_are_carried_byte_for_byte_and_the_inputs_own_folder_is_not(
     (place / "b" / "b_only.json").write_text("{}")
     run("linear-merge", "a", "b")
     there = {path.name for path in Path("merged").iterdir()}
-    assert there == {*texts, "config.json", "model.safetensors", "clmerge"}
+    assert there == {*texts, "README.md", "config.json", "model.safetensors", "clmerge"}
     for name in [*texts, "config.json"]:
         assert (place / "merged" / name).read_bytes() == (place / "a" / name).read_bytes()
     assert not Path("merged/clmerge/fisher.safetensors").exists()
@@ -126,6 +126,7 @@ def test_without_a_report_there_are_no_verdict_and_no_divergence(place: Path) ->
     assert result.document["verdict"] is None
     assert result.document["model"] is None
     assert not Path("merged/clmerge/divergence.json").exists()
+    assert not Path("merged/clmerge/report.html").exists()
     assert json.loads(Path("merged/clmerge/manifest.json").read_text())["verdict"] is None
 
 

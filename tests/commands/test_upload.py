@@ -185,6 +185,7 @@ def test_a_single_file_goes_with_its_side_folder(cache: Path) -> None:
         "x.safetensors",
         "x.clmerge/manifest.json",
         "x.clmerge/divergence.json",
+        "x.clmerge/report.html",
     }
     assert merge("--json", out="memory://out/model/x.safetensors").document["state"] == "up to date"
     assert merge("--weights", "1,2", out="memory://out/model/x.safetensors").code == 1

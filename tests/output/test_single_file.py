@@ -36,7 +36,11 @@ def test_it_holds_everything_whatever_the_limit(inputs: list[Path], tmp_path: Pa
         *("a", "b", "folder"),
         *("x.safetensors", "x.clmerge"),
     }
-    assert set(files_below(tmp_path / "x.clmerge")) == {"manifest.json", "divergence.json"}
+    assert set(files_below(tmp_path / "x.clmerge")) == {
+        "manifest.json",
+        "divergence.json",
+        "report.html",
+    }
     manifest = json.loads((tmp_path / "x.clmerge/manifest.json").read_bytes())
     assert [file["name"] for file in manifest["outputs"][0]["files"]] == ["x.safetensors"]
 
