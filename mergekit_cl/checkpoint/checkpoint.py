@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,10 @@ class Checkpoint:
     opened_as: the stamps of `files` before anything was read.
     """
 
-    def __init__(self, path: str | Path, place: Place) -> None:
+    def __init__(
+        self, path: str | Path, place: Place, opened_files: Sequence[Opened] | None = None
+    ) -> None:
+        """opened_files: the place's files, where they are to be read in another way than usual."""
         self.path = _as_told(path)
         self.root = place.root
         self.files = place.files
@@ -51,7 +55,7 @@ class Checkpoint:
         self._readers: dict[str, Reader] = {}
         self._file_of: dict[str, Path | RemoteFile] = {}
         held: dict[str, str] = {}
-        for opened in _open_files(place):
+        for opened in _open_files(place) if opened_files is None else opened_files:
             names = self._take(opened)
             _check_apart(names, held, opened.file)
             held.update(dict.fromkeys(names, opened.file.name))
