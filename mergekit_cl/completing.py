@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mergekit_cl.report.card.card import write_card
 from mergekit_cl.report.html.content import merge_content
 from mergekit_cl.report.html.library import HINT, plotting_library
 from mergekit_cl.report.html.page import render_page
+from mergekit_cl.stream import TensorResult
 
 if TYPE_CHECKING:
     from mergekit_cl.merging import OutputOptions
@@ -31,12 +33,13 @@ def write_beside(
     plan: Plan,
     options: OutputOptions,
     out: Path,
+    results: Mapping[str, TensorResult],
     made: dict[str, Any],
     divergence: Divergence | None,
 ) -> tuple[str, ...]:
     """Complete the folder `out`, whose weights are there; returns notes on what could not be.
 
-    made: the manifest. divergence: None where no report is wanted.
+    results: of the stream. made: the manifest. divergence: None where no report is wanted.
     """
     target = options.target
     first = method.checkpoints[0]
@@ -47,14 +50,19 @@ def write_beside(
     else:
         if options.in_place:
             link_others(first, out)
-        if first.folder:
+        if method.companions is not None:
+            method.companions(out)
+        elif first.folder:
             copy_companions(first.root, out, _common_dtype(plan))
             if options.vocab == "common" and plan.resized.rows:
                 smallest = method.checkpoints[plan.resized.smallest]
                 cut_vocabulary(out, smallest, min(plan.resized.rows.values()))
-        write_card(out, method.checkpoints, made, divergence)
+        if method.companions is None:
+            write_card(out, method.checkpoints, made, divergence)
         if plan.layout.index is not None:
             (out / plan.layout.index_name).write_bytes(plan.layout.index)
+    if method.beside is not None:
+        made.update(method.beside(out, side, plan, results))
     write_json(side / "manifest.json", made)
     if plan.carry is not None:
         digest = made["outputs"][0]["weights_digest"]

@@ -222,7 +222,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
             staging.discard()
             state = "refused"
         else:
-            notes += write_beside(method, plan, options, staging.out, made, divergence)
+            notes += write_beside(method, plan, options, staging.out, results, made, divergence)
             staging.publish()
             state = "published"
     except Interrupted as error:

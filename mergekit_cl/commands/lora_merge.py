@@ -18,10 +18,10 @@ from mergekit_cl.commands.streams import Streams
 @click.option("--scale", type=Numbers(), help="One per adapter, times its own; default 1.")
 @click.option(
     "--undo",
-    type=click.Choice(["base", "none"]),
+    type=click.Choice(["base", "xor", "none"]),
     default="base",
     show_default=True,
-    help="What the record holds to get the base back: where it is and its digests, or nothing.",
+    help="What is kept to get the base back: where it is and its digests, its bits, or nothing.",
 )
 @click.option("--allow-other-base", is_flag=True, help="Take a base the adapter was not made of.")
 @merge_options
@@ -33,7 +33,7 @@ def command(
     base: str,
     adapters: tuple[str, ...],
     scale: tuple[float, ...] | None,
-    undo: Literal["base", "none"],
+    undo: Literal["base", "xor", "none"],
     allow_other_base: bool,
     **output: Any,
 ) -> int:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from mergekit_cl.carry import find_carry
-from mergekit_cl.checkpoint import Checkpoint
-from mergekit_cl.digesting import checkpoint_digests
+from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.digest import weights_digest
 from mergekit_cl.errors import OptionError
 from mergekit_cl.lora.adapter import Adapter
 from mergekit_cl.lora.edits import Bias, Edit, LowRank
 from mergekit_cl.lora.planning import Edited, by_tensor, plan_lora
 from mergekit_cl.lora.refusals import check_base, check_config, informative
 from mergekit_cl.lora.resolve import edits_of
+from mergekit_cl.lora.undo import Undo, undo_record
+from mergekit_cl.lora.undofile import FILE as UNDO_FILE
+from mergekit_cl.lora.undofile import write_undo
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
 from mergekit_cl.stream import TensorResult
-
-Undo = Literal["base", "xor", "none"]
 
 
 def lora_method(
@@ -76,7 +78,8 @@ def lora_method(
         adapters=[adapter.checkpoint for adapter in adapters],
         planner=partial(plan_lora, base, edited, carry=own_carry, materialised={}, config={}),
         base_digest=None if allow_other_base else _recorded_base(adapters),
-        record=partial(_record, base, edited, undo),
+        record=partial(_record, edited),
+        beside=None if undo == "none" else partial(_beside, base, undo),
     )
 
 
@@ -110,13 +113,11 @@ def _recorded_base(adapters: Sequence[Adapter]) -> str | None:
 
 
 def _record(
-    base: Checkpoint,
     edited: Mapping[str, Edited],
-    undo: Undo,
     plan: Plan,
     results: Mapping[str, TensorResult],
 ) -> dict[str, Any]:
-    """What the manifest says of the edits, and what an unmerge needs."""
+    """What the manifest says of the edits."""
     rules = {}
     for name, one in edited.items():
         changes: list[tuple[Adapter, Edit]] = [(c.adapter, c.edit) for c in one.changes]
@@ -127,38 +128,26 @@ def _record(
             for a, e in changes
         ]
     made: dict[str, Any] = {"edits": {n: r for n, r in rules.items() if n in plan.steps}}
-    if undo == "base":
-        touched = [
-            name
-            for name, step in plan.steps.items()
-            if step.action == "merged" and name in base.tensors
-        ]
-        digests = _base_digests(base, plan, results, touched)
-        made["undo"] = {
-            "kind": "base",
-            "path": str(base.path),
-            "tensors": {
-                name: {
-                    "digest": digests[name],
-                    "dtype": base.tensors[name].dtype,
-                    "shape": list(base.tensors[name].shape),
-                }
-                for name in touched
-            },
-            "added": sorted(plan.steps.keys() - base.tensors.keys()),
-        }
     return made
 
 
-def _base_digests(
-    base: Checkpoint, plan: Plan, results: Mapping[str, TensorResult], names: Sequence[str]
-) -> dict[str, str]:
-    """Digests of tensors of the base; those that were replaced unread are read now."""
-    found = {
-        operand.info.name: digest
-        for name, step in plan.steps.items()
-        for operand, digest in zip(step.operands, results[name].operand_digests, strict=True)
-        if operand.checkpoint is base
-    }
-    unread = set(names) - found.keys()
-    return {**found, **(checkpoint_digests(base, names=unread) if unread else {})}
+def _beside(
+    base: Checkpoint,
+    undo: Undo,
+    out: Path,
+    side: Path,
+    plan: Plan,
+    results: Mapping[str, TensorResult],
+) -> dict[str, Any]:
+    """What an unmerge needs: where the base is and its digests, and with "xor" its bits."""
+    made = undo_record(undo, base, plan, results, out)
+    if undo == "xor":
+        entries = [(n, step.dtype, step.shape, results[n].digest) for n, step in plan.steps.items()]
+        names, files = list(made["tensors"]), {name: base.root / name for name in made["files"]}
+        digest = weights_digest(entries)
+        with open_checkpoint(out) as merged:
+            side.mkdir(exist_ok=True)
+            path = side / UNDO_FILE
+            made["bytes"] = write_undo(path, base, merged, names, files, weights_digest=digest)
+        made["tensor_bytes"] = sum(base.tensors[name].nbytes for name in names)
+    return {"undo": made}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from mergekit_cl.carry import Carry
@@ -30,6 +31,15 @@ class Planner(Protocol):
         allow_nonfinite: bool,
     ) -> Plan:
         """Arguments as of `plan_merge`; allow_nonfinite: let NaN and Inf through."""
+
+
+class Beside(Protocol):
+    """Writes into the side folder of an output whose weights and companions are in `out`."""
+
+    def __call__(
+        self, out: Path, side: Path, plan: Plan, results: Mapping[str, TensorResult]
+    ) -> Mapping[str, Any]:
+        """What the manifest says of it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,8 @@ class Method:
     planner: Planner | None = None
     base_digest: str | None = None
     record: Callable[[Plan, Mapping[str, TensorResult]], Mapping[str, Any]] | None = None
+    companions: Callable[[Path], None] | None = None
+    beside: Beside | None = None
     sweep: Mapping[str, Any] | None = None
 
     def sources(self) -> list[tuple[str, Checkpoint]]:

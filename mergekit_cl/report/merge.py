@@ -69,6 +69,10 @@ def print_merge(outcome: MergeOutcome) -> None:
         console.print("not published: --strict (--publish-anyway publishes all the same)")
     else:
         console.print(f"output: {escape(str(outcome.target))}")
+    undo = outcome.manifest.get("undo") or {}
+    if "bytes" in undo:
+        share = undo["bytes"] / max(undo["tensor_bytes"], 1)
+        console.print(f"undo: {size(undo['bytes'])}, {share:.0%} of the weights it gives back")
     peak = outcome.manifest.get("peak_memory_bytes")
     console.print(
         f"{duration(outcome.seconds)}, {size(outcome.bytes_moved / outcome.seconds)}/s read and "

@@ -1,0 +1,45 @@
+"""`clmerge lora-unmerge`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mergekit_cl.commands.merge_run import finish_merge
+from mergekit_cl.commands.options import everywhere, output_options
+from mergekit_cl.commands.streams import Streams
+
+
+@click.command("lora-unmerge")
+@click.argument("merged", metavar="MERGED")
+@click.option("--base", metavar="PATH", help="Where the base is now; default where it was.")
+@output_options("unmerged")
+@everywhere
+@click.pass_obj
+def command(streams: Streams, /, merged: str, base: str | None, **output: Any) -> int:
+    """Take a lora-merge back: the base, bit for bit, proven by digests.
+
+    \b
+    clmerge lora-unmerge merged
+    clmerge lora-unmerge merged --base models/base -o base-again
+    """
+    from mergekit_cl.checkpoint import open_checkpoint
+    from mergekit_cl.merging import OutputOptions
+    from mergekit_cl.methods.lora_unmerge import unmerge_method
+    from mergekit_cl.plan import Selection
+
+    method = unmerge_method(open_checkpoint(merged), base=base, headers_only=output["dry_run"])
+    options = OutputOptions(
+        target=output["output"],
+        force=output["force"],
+        restart=output["restart"],
+        device=output["device"],
+        shard_size=output["shard_size"],
+        memory=output["memory"],
+        threads=output["threads"],
+        selection=Selection(output["include"], output["exclude"]),
+        report=False,
+        allow_nonfinite=True,
+    )
+    return finish_merge(method, options, dry_run=output["dry_run"], streams=streams)

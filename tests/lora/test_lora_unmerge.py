@@ -1,0 +1,187 @@
+"""`lora-unmerge` from the command line: the base bit for bit, by reference and by XOR; refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.digest import weights_digest
+from mergekit_cl.digesting import checkpoint_digests
+from tests.commands.running import clmerge, refused
+from tests.lora.peft_side import save_adapter, saved
+from tests.lora.test_lora_merge import LINEARS, llama
+
+WEIGHTS = "model.safetensors"
+
+
+def digest(path: Path) -> str:
+    with open_checkpoint(path) as opened:
+        found = checkpoint_digests(opened)
+        return weights_digest(
+            (t.name, t.dtype, t.shape, found[t.name]) for t in opened.tensors.values()
+        )
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two models have the same weights, config and tokenizer, to the bit."""
+    names = [
+        {p.name for p in path.iterdir() if p.suffix in (".json", ".md")} for path in (one, other)
+    ]
+    texts = names[0] == names[1] and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names[0]
+    )
+    return texts and digest(one) == digest(other)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a bfloat16 base and an adapter on all linears."""
+    saved(llama(torch.bfloat16), tmp_path / "base")
+    save_adapter(llama(), tmp_path / "one", seed=1, r=4, lora_alpha=6, target_modules=LINEARS)
+    return tmp_path
+
+
+def merge(place: Path, *more: str) -> Path:
+    result = clmerge("lora-merge", place / "base", place / "one", *more, "-o", place / "merged")
+    assert result.code == 0, result.err
+    return place / "merged"
+
+
+@pytest.mark.parametrize("kind", ["base", "xor"])
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_a_merge_taken_back_is_the_base(place: Path, kind: str, dtype: str | None) -> None:
+    before = digest(place / "base")
+    merged = merge(place, "--undo", kind, *(["--dtype", dtype] if dtype else []))
+    assert digest(merged) != before
+    if kind == "xor":
+        (place / "base").rename(place / "gone")
+    result = clmerge("lora-unmerge", merged, "-o", place / "back", "--json")
+    assert result.code == 0, result
+    assert result.document["weights_digest"] == before
+    if kind == "xor":
+        (place / "gone").rename(place / "base")
+    assert same(place / "base", place / "back")
+    assert not (place / "back" / "clmerge" / "undo.safetensors").exists()
+    assert clmerge("verify", place / "back").code == 0
+    again = clmerge("lora-unmerge", merged, "-o", place / "back")
+    assert again.code == 0
+    assert "up to date" in again.err
+
+
+def test_the_base_is_found_where_it_was_moved(place: Path) -> None:
+    merged = merge(place)
+    (place / "base").rename(place / "moved")
+    out = place / "back"
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=("--base PATH",))
+    assert clmerge("lora-unmerge", merged, "--base", place / "moved", "-o", out).code == 0
+    assert same(place / "moved", out)
+
+
+@pytest.mark.parametrize("kind", ["base", "xor"])
+def test_merged_tensors_that_changed_since_are_refused(place: Path, kind: str) -> None:
+    merged = merge(place, "--undo", kind)
+    weights = load_file(merged / WEIGHTS)
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, merged / WEIGHTS, {"format": "pt"})
+    refused(
+        "lora-unmerge",
+        merged,
+        "-o",
+        place / "back",
+        unchanged=place,
+        says=("1 tensors have changed since the merge", "model.norm.weight"),
+    )
+
+
+def test_another_base_is_refused_whatever_differs(place: Path) -> None:
+    merged = merge(place)
+    weights = load_file(place / "base" / WEIGHTS)
+    changed = {**weights}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    changed[name] = -weights[name]
+    save_file(changed, place / "base" / WEIGHTS, {"format": "pt"})
+    out, says = place / "back", ("this is not the base that was merged into", "q_proj")
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=says)
+    del changed[name]
+    save_file(changed, place / "base" / WEIGHTS, {"format": "pt"})
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=says)
+
+
+def test_an_undo_file_that_is_damaged_or_gone_is_refused(place: Path) -> None:
+    merged = merge(place, "--undo", "xor")
+    path = merged / "clmerge" / "undo.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 255
+    path.write_bytes(content)
+    out = place / "back"
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=("--base PATH",))
+    path.unlink()
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=("is gone", "--base PATH"))
+    assert clmerge("lora-unmerge", merged, "--base", place / "base", "-o", out).code == 0
+    assert same(place / "base", out)
+
+
+def test_what_no_merge_wrote_or_kept_nothing_is_refused(place: Path) -> None:
+    out = place / "back"
+    refused(
+        "lora-unmerge", place / "base", "-o", out, unchanged=place, says=("nothing is recorded",)
+    )
+    merged = merge(place, "--undo", "none")
+    says = ("--undo none", str(place / "base"))
+    refused("lora-unmerge", merged, "-o", out, unchanged=place, says=says)
+    assert "undo" not in json.loads((merged / "clmerge" / "manifest.json").read_text())
+
+
+def test_a_plan_reads_no_weights_and_writes_nothing(place: Path) -> None:
+    merged = merge(place, "--undo", "xor")
+    before = sorted(place.rglob("*"))
+    result = clmerge("lora-unmerge", merged, "-o", place / "back", "--dry-run", "--json")
+    assert result.code == 0
+    assert result.document["tensors"]["copied"] == len(load_file(merged / WEIGHTS))
+    assert sorted(place.rglob("*")) == before
+
+
+def test_one_file_and_shards_are_taken_back_too(place: Path) -> None:
+    before = digest(place / "base")
+    command = ["lora-merge", place / "base", place / "one", "--undo", "xor"]
+    assert clmerge(*command, "-o", place / "one.safetensors").code == 0
+    assert clmerge(*command, "--shard-size", "4KB", "-o", place / "shards").code == 0
+    (place / "base").rename(place / "gone")
+    assert clmerge("lora-unmerge", place / "one.safetensors", "-o", place / "back1").code == 0
+    back = place / "back2.safetensors"
+    assert clmerge("lora-unmerge", place / "shards", "-o", back).code == 0
+    assert digest(place / "back1") == digest(back) == before
+
+
+@pytest.mark.parametrize(("relative", "most"), [(0.1, 0.6), (0.001, 0.2)])
+def test_bits_to_undo_a_merge_are_small(tmp_path: Path, relative: float, most: float) -> None:
+    torch.manual_seed(0)
+    size, rank = 768, 16
+    weight = torch.randn(size, size) * 0.02
+    down, up = torch.randn(rank, size), torch.randn(size, rank)
+    up *= relative * weight.norm() / (up @ down).norm()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "one").mkdir()
+    save_file({"layer.weight": weight.bfloat16()}, tmp_path / "base" / WEIGHTS)
+    factors = {"layer.lora_A.weight": down, "layer.lora_B.weight": up}
+    names = {f"base_model.model.{name}": one.contiguous() for name, one in factors.items()}
+    save_file(names, tmp_path / "one" / "adapter_model.safetensors")
+    config: dict[str, Any] = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+    config["target_modules"] = ["layer"]
+    (tmp_path / "one" / "adapter_config.json").write_text(json.dumps(config))
+    merged = merge(tmp_path, "--undo", "xor")
+    made = json.loads((merged / "clmerge" / "manifest.json").read_text())["undo"]
+    assert made["tensor_bytes"] == weight.numel() * 2
+    assert made["bytes"] == (merged / "clmerge" / "undo.safetensors").stat().st_size
+    print(f"{relative}: {made['bytes'] / made['tensor_bytes']:.3f}")  # noqa: T201
+    assert made["bytes"] < most * made["tensor_bytes"]
+    shutil.rmtree(tmp_path / "base")
+    assert clmerge("lora-unmerge", merged, "-o", tmp_path / "back").code == 0
+    assert torch.equal(load_file(tmp_path / "back" / WEIGHTS)["layer.weight"], weight.bfloat16())
