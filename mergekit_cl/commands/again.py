@@ -15,6 +15,8 @@ def line_again(ctx: click.Context, changed: Mapping[str, str | None]) -> str:
 
     changed: {parameter: value}. Values are quoted for a shell; flags that stand anywhere are gone.
     """
+    from mergekit_cl.checkpoint.urls import as_typed
+
     words = ["clmerge", ctx.command.name or ""]
     more = {name: value for name, value in changed.items() if value is not None}
     for parameter in ctx.command.params:
@@ -30,7 +32,7 @@ def line_again(ctx: click.Context, changed: Mapping[str, str | None]) -> str:
             if parameter.is_flag:
                 words += [spelling] if value else [*parameter.secondary_opts[:1]]
             else:
-                words += [word for one in _all(value) for word in (spelling, str(one))]
+                words += [word for one in _all(value) for word in (spelling, as_typed(one))]
     for name, value in more.items():
         words += [f"--{name.replace('_', '-')}", value]
     return shlex.join(words)

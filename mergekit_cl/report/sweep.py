@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BAR = 14
+LEAST_BAR = 3
+NUMBER = 8
 LONGEST_NAME = 24
 
 
@@ -25,7 +27,7 @@ def sweep_document(command: str, sweep: Sweep, again: str) -> dict[str, Any]:
         "state": "swept",
         "sweep": to_json(sweep),
         "next": again,
-        "notes": list(sweep.notes),
+        "notes": [*sweep.plan_notes, *sweep.notes],
         "seconds": round(sweep.seconds, 3),
         "bytes": sweep.nbytes,
     }
@@ -45,9 +47,10 @@ def print_sweep(sweep: Sweep, stream: TextIO, *, again: str | None) -> None:
     def say(line: str) -> None:
         console.print(shown(line), markup=False)
 
-    for note in sweep.notes:
+    # What a merge that follows says itself is not said twice.
+    for note in [*(sweep.plan_notes if again is not None else ()), *sweep.notes]:
         say(f"note: {note}")
-    console.print(_table(sweep))
+    console.print(_table(sweep, console.width))
     say(f"in {UNITS[sweep.measure]}; what rounding to the output's dtype adds is not in it")
     worst = max(range(len(sweep.parents)), key=lambda k: sweep.best.losses[k])
     what = "all weights" if sweep.exact else "these"
@@ -70,11 +73,15 @@ def weights_words(weights: Sequence[float]) -> str:
     return ",".join(f"{weight:g}" for weight in weights)
 
 
-def _table(sweep: Sweep) -> Table:
+def _table(sweep: Sweep, width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     rows = _rows(sweep)
+    parents = len(sweep.parents)
+    taken = max(len(weights_words(row.weights)) for row in rows) + len("  best")
+    room = (width - taken) // parents - NUMBER - 4
+    long = max(LEAST_BAR, min(BAR, room))
     largest = max((loss for point in rows for loss in point.losses), default=0.0)
     table = Table(
         title="predicted loss by weights",
@@ -86,15 +93,16 @@ def _table(sweep: Sweep) -> Table:
     table.add_column("weights", no_wrap=True)
     for name in sweep.parents:
         safe = shown(name)
-        cut = safe if len(safe) <= LONGEST_NAME else f"…{safe[len(safe) - LONGEST_NAME + 1 :]}"
+        limit = min(LONGEST_NAME, NUMBER + max(room - long, 0))
+        cut = safe if len(safe) <= limit else f"…{safe[len(safe) - limit + 1 :]}"
         table.add_column(Text(cut), justify="right", no_wrap=True)
-        table.add_column("", min_width=BAR, no_wrap=True)
+        table.add_column("", no_wrap=True)
     table.add_column("")
     for point in rows:
         cells = []
         for loss in point.losses:
             share = loss / largest if largest else 0.0
-            cells += [number(loss), bar(share, BAR)]
+            cells += [number(loss), bar(share, long)]
         is_best = point.weights == sweep.best.weights
         table.add_row(
             weights_words(point.weights),

@@ -31,7 +31,8 @@ class Point:
 class Sweep:
     """asked: points per line. parents: names, all different. exact: whether `best` is the optimum
     over all weights, not only over the points. without_fisher: tensors that differ and that a
-    parent's Fisher leaves out, for each parent.
+    parent's Fisher leaves out, for each parent. notes: on the predictions. plan_notes: on the merge
+    itself, which tells them too.
     """
 
     asked: int
@@ -42,6 +43,7 @@ class Sweep:
     exact: bool
     without_fisher: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    plan_notes: tuple[str, ...] = ()
     seconds: float = 0.0
     nbytes: int = 0
 

@@ -122,7 +122,8 @@ def run_sweep(request: SweepRequest, progress: Start, tell: Callable[[str], None
         best=best,
         exact=request.is_linear,
         without_fisher=without,
-        notes=tuple(_notes(method, plan, parents, without)),
+        notes=tuple(_notes(parents, without)),
+        plan_notes=plan.notes,
         seconds=time.perf_counter() - started,
         nbytes=nbytes,
     )
@@ -224,13 +225,8 @@ def _without_fisher(
     )
 
 
-def _notes(
-    method: Method,
-    plan: Plan,
-    parents: Sequence[Parent],
-    without: Sequence[Sequence[str]],
-) -> list[str]:
-    notes = list(plan.notes)
+def _notes(parents: Sequence[Parent], without: Sequence[Sequence[str]]) -> list[str]:
+    notes = []
     for parent, names in zip(parents, without, strict=True):
         if names:
             more = ", ..." if len(names) > 3 else ""
