@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 BAR = 14
 LEAST_BAR = 3
 NUMBER = 8
-LONGEST_NAME = 24
 
 
 def sweep_document(command: str, sweep: Sweep, again: str) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _table(sweep: Sweep, width: int) -> Table:
     table.add_column("weights", no_wrap=True)
     for name in sweep.parents:
         safe = shown(name)
-        limit = min(LONGEST_NAME, NUMBER + max(room - long, 0))
+        limit = NUMBER + max(room - long, 0)
         cut = safe if len(safe) <= limit else f"…{safe[len(safe) - limit + 1 :]}"
         table.add_column(Text(cut), justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)

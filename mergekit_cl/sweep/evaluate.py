@@ -12,6 +12,7 @@ import torch
 from mergekit_cl.block import BLOCK
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.divergence.forms import fisher_squares, quadratic_forms
+from mergekit_cl.merge.formula import Formula
 from mergekit_cl.merge.kernel import SCRATCH_BUFFERS
 from mergekit_cl.plan import Operand, Recipe, Step
 
@@ -51,12 +52,17 @@ def closed_form(step: Step) -> Evaluate:
     return evaluate
 
 
-def each_merge(recipes: Sequence[Recipe]) -> Prepare:
-    """Sums (N, P) of the merges that `recipes` make, each by its own kernel."""
+def each_merge(recipes: Sequence[Recipe], *, compiled: bool) -> Prepare:
+    """Sums (N, P) of the merges that `recipes` make, each by its own kernel.
+
+    compiled: take kernels compiled for this processor where there are any; the merges have the same
+    bits, their sums agree to 1e-9.
+    """
 
     def prepare(step: Step) -> Evaluate:
         inputs = _inputs(step)
         made = [recipe(step.name, inputs) for recipe in recipes]
+        fast = [_compiled(step, one.formula) if compiled else None for one in made]
 
         def evaluate(stored: Sequence[torch.Tensor], buffers: Buffers) -> Array:
             count = stored[0].numel()
@@ -66,7 +72,11 @@ def each_merge(recipes: Sequence[Recipe]) -> Prepare:
             parents, fishers = _in_float64(step, stored, buffers)
             sums = _wide(buffers, stored, 3)
             found = []
-            for one in made:
+            for one, quick in zip(made, fast, strict=True):
+                squares = None if quick is None else quick(stored, buffers)
+                if squares is not None:
+                    found.append(squares)
+                    continue
                 shown = operands[: len(inputs) + len(one.more)]
                 exact = one.kernel(shown, scratch).exact
                 found.append(fisher_squares(exact, parents, fishers, sums))
@@ -75,6 +85,35 @@ def each_merge(recipes: Sequence[Recipe]) -> Prepare:
         return evaluate
 
     return prepare
+
+
+def _compiled(
+    step: Step, formula: Formula | None
+) -> Callable[[Sequence[torch.Tensor], Buffers], Array | None] | None:
+    """The sums (P,) of one merge in one compiled pass each; None where it has no compiled kernel.
+
+    What it gives is None for a block in which something is not finite.
+    """
+    if step.formula is None or formula is None:
+        return None
+    from mergekit_cl.divergence.compiled import fisher_sum
+    from mergekit_cl.merge.compiled import as_array, pair_kernel
+
+    kernel = pair_kernel(formula)
+
+    def squares(stored: Sequence[torch.Tensor], buffers: Buffers) -> Array | None:
+        count = stored[0].numel()
+        rounded = buffers("rounded", torch.float32, count)
+        exact = buffers("exact", torch.float32, count)
+        if not kernel(stored, rounded, exact).finite:
+            return None
+        merged = as_array(exact)
+        pairs = zip(*_compared(step, stored), strict=True)
+        return np.asarray(
+            [0.0 if f is None else fisher_sum(merged, as_array(p), as_array(f)) for p, f in pairs]
+        )
+
+    return squares
 
 
 def copied_squares(step: Step, stored: Sequence[torch.Tensor], buffers: Buffers) -> Array:
@@ -86,7 +125,7 @@ def copied_squares(step: Step, stored: Sequence[torch.Tensor], buffers: Buffers)
 def buffer_bytes(step: Step) -> int:
     """Bytes of one thread's buffers for a step, and of what is read ahead."""
     wide = 8 if step.compute == "F64" else 4
-    merging = (2 * len(step.operands) + SCRATCH_BUFFERS) * wide
+    merging = (2 * len(step.operands) + SCRATCH_BUFFERS + 2) * wide
     summing = (3 * len(step.parents) + 3) * 8
     sources = {id(operand.checkpoint): operand.checkpoint for operand in step.operands}
     return BLOCK * (merging + summing) + sum(one.buffer_bytes for one in sources.values())

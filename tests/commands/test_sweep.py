@@ -260,7 +260,7 @@ def test_threads_and_memory_change_no_digit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draw = torch.Generator().manual_seed(0)
-    for name in "ab":  # several spans and blocks: 2^23 elements of float32 are two digest pieces
+    for name in "ab":  # two spans of float32, many blocks
         big = torch.randn(2**22 + 3 * 2**17 + 5, generator=draw)
         sidecar(checkpoint(tmp_path / name, {"w": big, "v": big[:100] * 2}), ord(name))
     one = sweep(command, "a", "b", "--sweep", "3", "--threads", "1")
