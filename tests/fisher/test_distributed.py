@@ -94,7 +94,7 @@ def test_a_model_in_shards_ends_with_its_fisher_in_the_same_shards(
     assert distance(saved, expected.diagonal) < 1e-6
 
 
-class Sorting(nn.Module):
+class Sorted(nn.Module):
     """A model whose rows cannot be told apart by their place."""
 
     def __init__(self) -> None:
@@ -103,14 +103,14 @@ class Sorting(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.first(x)
-        logits: torch.Tensor = self.second(hidden[hidden[:, 0].argsort()])
+        logits: torch.Tensor = self.second(hidden.sort(0).values)
         return logits
 
 
 def _sorted(rank: int, batch: Batch) -> str:
     from torch.distributed.fsdp import fully_shard
 
-    model = Sorting()
+    model = Sorted()
     fully_shard(model)
     with pytest.raises(EstimatorError) as caught:
         Accumulator(model).add(batch)
@@ -121,7 +121,7 @@ def test_a_sharded_model_whose_rows_cannot_go_together_is_refused(tmp_path: Path
     batch = Batch({"x": torch.randn(2, 3)}, torch.tensor([0, 1]), ("one", "two"))
     (said,) = together(1, _sorted, tmp_path, batch)
     assert "cannot be taken one at a time" in said
-    assert "rows meet before second.weight" in said
+    assert "regroups rows by their content" in said
 
 
 def test_counts_add_flags_join_and_settings_must_agree() -> None:
