@@ -1,8 +1,9 @@
-"""How much memory this process has used, and giving back what it no longer does."""
+"""How much memory this process has used or may use, and giving back what it no longer does."""
 
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -16,6 +17,18 @@ def peak_memory_bytes() -> int | None:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def available_bytes() -> int | None:
+    """What the system, or the control group of this process, has left; None where unknown."""
+    found = []
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def give_back_freed() -> None:

@@ -83,10 +83,12 @@ def command(
     """
     from mergekit_cl.estimating.adam import run_adam
     from mergekit_cl.estimating.place import adapter_folder
+    from mergekit_cl.estimating.planning import plan_fisher
     from mergekit_cl.estimating.request import FisherRequest
     from mergekit_cl.estimating.run import run_fisher
     from mergekit_cl.plan import Selection
-    from mergekit_cl.report.fisher import fisher_document, plan_document, print_fisher, print_plan
+    from mergekit_cl.report.fisher import fisher_document, print_fisher
+    from mergekit_cl.report.fisher_plan import print_plan
 
     if values["estimator"] == "adam":
         if values["optimizer"] is None:
@@ -107,9 +109,11 @@ def command(
         **values,
     )
     if dry_run:
-        plan = plan_document(request)
+        if streams.silent:  # the first process alone looks
+            return 0
+        plan = plan_fisher(request, streams.say)
         streams.document(plan)
-        if not streams.json and not streams.silent:
+        if not streams.json:
             print_plan(plan)
         return 0
     with streams.progress() as start:

@@ -51,7 +51,7 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
         click.option("--threads", type=click.IntRange(1), help="Workers; default one per core."),
         click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors."),
-        click.option("--dry-run", is_flag=True, help="Print the plan from headers; write nothing."),
+        click.option("--dry-run", is_flag=True, help="Print the plan; write nothing."),
     )
 
 

@@ -15,6 +15,8 @@ from mergekit_cl.estimating.sampling import Stages, in_stages
 from mergekit_cl.estimating.streaming import build_to_stream
 
 if TYPE_CHECKING:
+    import torch
+
     from mergekit_cl.training.choose import Choice
     from mergekit_cl.training.encode import Encoded
     from mergekit_cl.training.model import BuiltModel
@@ -59,6 +61,16 @@ def default_estimator(kind: str, config: dict[str, Any] | None) -> str:
     return "mc"
 
 
+def device_of(request: FisherRequest) -> torch.device:
+    """Where the model goes: a GPU, if there is one and nothing else was said."""
+    import torch
+
+    named = device_here(request.device)
+    if named == "auto" and torch.cuda.is_available():
+        return torch.device("cuda")
+    return choose_device(named)
+
+
 def prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> Ready:
     """Build the model and encode the rows; raises before anything is computed."""
     import torch
@@ -69,9 +81,7 @@ def prepare(request: FisherRequest, checkpoint: Checkpoint, choice: Choice) -> R
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    device = choose_device(device_here(request.device))
-    if device_here(request.device) == "auto" and torch.cuda.is_available():
-        device = torch.device("cuda")
+    device = device_of(request)
     tokenizer = load_tokenizer(checkpoint.root)
     config = checkpoint.config or {}
     weights = None

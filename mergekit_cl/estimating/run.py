@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import DataError, Interrupted, OptionError
+from mergekit_cl.errors import Interrupted
 from mergekit_cl.estimating.calibrate import check_base, check_meaning, describe, measure
 from mergekit_cl.estimating.company import Company, company
+from mergekit_cl.estimating.exclusions import check_options
+from mergekit_cl.estimating.failing import estimator_errors
 from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.place import (
@@ -28,7 +30,6 @@ from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
 from mergekit_cl.estimating.sampling import describe_sampling, only
 from mergekit_cl.estimating.state import Kept, absorb_states, kept_in, load_state, save_state
 from mergekit_cl.estimating.streaming import stream_estimate
-from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.output.target import check_room
 from mergekit_cl.report.progress import Start
@@ -49,18 +50,7 @@ def run_fisher(request: FisherRequest, progress: Start, tell: Tell) -> FisherOut
     Raises InputError, DataError or OptionError before anything is computed where that is possible.
     """
     with company(request.device) as among:
-        if request.target_se is not None and among.place.world > 1:
-            raise OptionError(
-                "one process alone can tell when it knows enough",
-                detail=f"--target-se {request.target_se} with {among.place.world} processes",
-                hint="leave out torchrun, or give --samples instead of --target-se",
-            )
-        if request.stream_layers and among.place.world > 1:
-            raise OptionError(
-                "layers are streamed by one process",
-                detail=f"--stream-layers in {among.place.world} processes",
-                hint="start it alone, or leave out --stream-layers",
-            )
+        check_options(request, among.place.world)
         if among.leads:
             return _lead(request, among, progress, tell)
         return _follow(request, among, progress)
@@ -186,7 +176,6 @@ def _accumulate(
     Gives the rows that are in them, too: all, or as many as the asked standard error took.
     """
     from fisher.accumulator import Accumulator
-    from fisher.errors import EstimatorError, FisherError
     from mergekit_cl.report.amounts import duration
 
     built, encoded = ready.built, ready.encoded
@@ -197,7 +186,7 @@ def _accumulate(
     rank, world = among.place.rank, among.place.world
     saved = kept.file(rank)
     kept.check_seen(rank)
-    try:
+    with estimator_errors(request, checkpoint):
         accumulator = Accumulator(
             built.model,
             estimator=ready.estimator,
@@ -240,13 +229,6 @@ def _accumulate(
         if among.leads:
             absorb_states([kept.file(other) for other in kept.ranks if other >= world], accumulator)
         among.add_up(accumulator)
-    except EstimatorError as error:
-        raise OptionError(
-            str(error), detail=str(request.model), hint="clmerge fisher --help"
-        ) from error
-    except FisherError as error:
-        refuse_nonfinite(checkpoint)
-        raise DataError(str(error), detail=", ".join(request.data)) from error
     return accumulator, encoded if request.target_se is None else only(encoded, held)
 
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.errors import (
-    DataError,
-    InputError,
     OptionError,
 )
+from mergekit_cl.estimating.failing import estimator_errors
 from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.parts import LONGEST, SidecarParts
 from mergekit_cl.estimating.place import open_staging
@@ -22,7 +21,6 @@ from mergekit_cl.estimating.publish import describe_estimate, move_into_place, s
 from mergekit_cl.estimating.request import FisherRequest
 from mergekit_cl.estimating.sampling import describe_sampling
 from mergekit_cl.estimating.streams import Streams, streams
-from mergekit_cl.finite import refuse_nonfinite
 from mergekit_cl.memory import give_back_freed
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_room
@@ -38,34 +36,33 @@ if TYPE_CHECKING:
     from mergekit_cl.training.model import BuiltModel
     from mergekit_cl.training.skeleton import Weights
 
-WITHOUT = "leave out --stream-layers"
-
 
 def build_to_stream(
     request: FisherRequest, checkpoint: Checkpoint, device: torch.device, pad_id: int
 ) -> tuple[BuiltModel, Weights]:
     """The model without its weights; raises InputError where it cannot be taken layer by layer."""
-    from fisher.errors import StackError
     from mergekit_cl.training.skeleton import build_skeleton
 
-    if request.adapter is not None:
-        raise OptionError(
-            "an adapter is added to all weights at once, not layer by layer",
-            detail=f"--adapter {request.adapter} --stream-layers",
-            hint=f"merge it into the model and give that, or {WITHOUT}",
-        )
-    for option, given in (("--base", request.base), ("--target-se", request.target_se)):
-        if given is not None:
-            raise OptionError(
-                f"{option} needs the whole model in memory",
-                detail=f"{option} {given} --stream-layers",
-                hint=f"leave out {option}, or {WITHOUT}",
-            )
     dtype = torch_dtype(request.compute_dtype)
-    try:
+    with estimator_errors(request, checkpoint):
         return build_skeleton(checkpoint, dtype=dtype, device=device, pad_id=pad_id)
-    except StackError as error:
-        raise _not_streamable(checkpoint, error) from error
+
+
+def backward_passes(request: FisherRequest, checkpoint: Checkpoint, estimator: str) -> int:
+    """How often each batch goes back through the model."""
+    from mergekit_cl.training.labels import class_names
+
+    return len(class_names(checkpoint.config or {})) if estimator == "exact" else request.draws
+
+
+def check_stream_memory(request: FisherRequest, needs: Streams) -> None:
+    """Raise OptionError where the memory limit is below what is held at once."""
+    if request.memory is not None and needs.memory > request.memory:
+        raise OptionError(
+            "the memory limit is below what one layer takes",
+            detail=f"--memory {request.memory}: {needs.memory} bytes are needed",
+            hint="give more, a smaller --batch-size, or --compute-dtype bfloat16",
+        )
 
 
 def stream_estimate(
@@ -87,18 +84,9 @@ def stream_estimate(
 
     Continues after the last layer that an interrupted run finished.
     """
-    from mergekit_cl.training.labels import class_names
-
-    passes = request.draws
-    if estimator == "exact":
-        passes = len(class_names(checkpoint.config or {}))
+    passes = backward_passes(request, checkpoint, estimator)
     needs = streams(built, encoded, batch_size, passes, request.store_dtype)
-    if request.memory is not None and needs.memory > request.memory:
-        raise OptionError(
-            "the memory limit is below what one layer takes",
-            detail=f"--memory {request.memory}: {needs.memory} bytes are needed",
-            hint="give more, a smaller --batch-size, or --compute-dtype bfloat16",
-        )
+    check_stream_memory(request, needs)
     check_room(target, needs.written + needs.on_disk)
     identity = {**described, "batch_size": batch_size, "stream_layers": True}
     staging = open_staging(target, identity, request)
@@ -160,7 +148,6 @@ class _Run:
 
         Gives the trace's relative standard error, and why rows were taken one at a time, too.
         """
-        from fisher.errors import EstimatorError, FisherError, StackError
         from fisher.layered.boundaries import InFiles, InMemory
         from fisher.streamed import Streamed, Ways
 
@@ -179,7 +166,7 @@ class _Run:
             self.statistics.update(found)
             staging.journal.append({"part": name, "statistics": found})
 
-        try:
+        with estimator_errors(self._request, self._checkpoint):
             streamed = Streamed(
                 self._built.model,
                 lambda: self._encoded.batches(self._batch_size),
@@ -201,15 +188,6 @@ class _Run:
             self._plan(streamed.outlook(), described, digests, staging)
             advance.start(streamed.steps, len(self._encoded.rows))
             return streamed.run(), streamed.relative_error(), streamed.single_because
-        except StackError as error:
-            raise _not_streamable(self._checkpoint, error) from error
-        except EstimatorError as error:
-            raise OptionError(
-                str(error), detail=str(self._request.model), hint="clmerge fisher --help"
-            ) from error
-        except FisherError as error:
-            refuse_nonfinite(self._checkpoint)
-            raise DataError(str(error), detail=", ".join(self._request.data)) from error
 
     def _counts(self, parameter: str) -> bool:
         return any(name in self._request.selection for name in self._built.files_of(parameter))
@@ -282,11 +260,3 @@ def _described(
     )
     known = describe_estimate(request, checkpoint, built, encoded, estimate, described)
     return {**known, "sampling": sampling}
-
-
-def _not_streamable(checkpoint: Checkpoint, error: Exception) -> InputError:
-    return InputError(
-        "this model cannot be taken one layer at a time",
-        detail=f"{checkpoint.path}: {error}",
-        hint=f"{WITHOUT}; it needs one stack of layers, each called once",
-    )

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.estimating.place import memory_needed, sidecar_target
-from mergekit_cl.estimating.request import FisherOutcome, FisherRequest
+from mergekit_cl.estimating.request import FisherOutcome
 from mergekit_cl.report.amounts import duration, size
 
 
@@ -122,38 +120,6 @@ def _stopped(sampling: Mapping[str, Any] | None, examples: int) -> list[str]:
     limit = "--samples" if sampling["stopped"] == "samples" else "different rows"
     more = "" if needed is None else f": about {needed} rows would be needed"
     return [f"the asked ±{target:.2%} is not reached within {examples} rows ({limit}){more}"]
-
-
-def plan_document(request: FisherRequest) -> dict[str, Any]:
-    """What `--dry-run` prints, from headers; the data's files are looked for, not read."""
-    from mergekit_cl.training.files import find_files
-
-    if request.optimizer is None:
-        find_files(request.data)
-    with open_checkpoint(request.model) as checkpoint:
-        chosen = [
-            t for t in checkpoint.tensors.values() if t.is_float and t.name in request.selection
-        ]
-        elements = sum(tensor.numel for tensor in chosen)
-        return {
-            "command": "fisher",
-            "output": str(sidecar_target(checkpoint, request.target)),
-            "tensors": len(chosen),
-            "bytes_read": checkpoint.nbytes,
-            "bytes_written": elements * (2 if request.store_dtype == "BF16" else 4),
-            "memory_bytes": memory_needed(request, checkpoint),
-            "rows_at_most": request.samples if request.optimizer is None else 0,
-        }
-
-
-def print_plan(plan: Mapping[str, Any]) -> None:
-    """The plan for people, on stdout."""
-    sys.stdout.write(
-        f"fisher into {plan['output']}: {plan['tensors']} tensors, at most "
-        f"{plan['rows_at_most']} rows\n"
-        f"reads {size(plan['bytes_read'])}, writes {size(plan['bytes_written'])}, holds "
-        f"{size(plan['memory_bytes'])} besides activations\n"
-    )
 
 
 def _missing(missing: Mapping[str, str]) -> list[str]:

@@ -238,18 +238,6 @@ def test_a_sharded_sidecar_is_found_and_merges_like_a_whole_one(models: Path) ->
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_dry_run_reads_headers_and_writes_nothing(models: Path) -> None:
-    before = snapshot(models)
-    plan = run("fisher", "a", *ROWS, "--dry-run")
-    told = clmerge("fisher", "a", *ROWS, "--dry-run")
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith(f"fisher into a/{SIDECAR}: 21 tensors")
-    assert snapshot(models) == before
-    tensors = load_file("a/model.safetensors").values()
-    assert plan["bytes_read"] == sum(tensor.nbytes for tensor in tensors)
-    assert plan["bytes_written"] == sum(tensor.numel() * 2 for tensor in tensors)
-
-
 def test_a_first_batch_tells_how_long_the_rest_will_take(models: Path) -> None:
     result = clmerge("fisher", "a", *ROWS, "--batch-size", "2")
     assert any(
