@@ -148,17 +148,32 @@ class Accumulator:
 
     def result(self) -> Estimate:
         """The estimate so far."""
+        n = self._divisor()
+        return self._estimate({name: total / n for name, total in self._sums.square.items()})
+
+    def finish(self) -> Estimate:
+        """The same in the memory of the sums, which are gone then: nothing can be added."""
+        n = self._divisor()
+        diagonal = {name: total.div_(n) for name, total in self._sums.square.items()}
+        estimate = self._estimate(diagonal)
+        self._sums.square = {}
+        return estimate
+
+    def _divisor(self) -> int:
         if not self.examples:
             raise BatchError("no example was added")
+        return self.examples * self._draws
+
+    def _estimate(self, diagonal: dict[str, Tensor]) -> Estimate:
         n = self.examples
         errors = self._sums.errors(n)
         return Estimate(
-            diagonal={name: total / (n * self._draws) for name, total in self._sums.square.items()},
+            diagonal=diagonal,
             examples=n,
             tokens=self.tokens,
             mean_nll=self._nll / self._known if self._known else None,
             missing=dict(self._counted.missing),
-            standard_error=dict(zip(self._sums.square, errors[:-1], strict=True)),
+            standard_error=dict(zip(diagonal, errors[:-1], strict=True)),
             tied=dict(self._counted.tied),
             estimator=self._estimator,
             draws=self._draws,

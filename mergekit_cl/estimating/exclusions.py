@@ -33,7 +33,8 @@ def _excluded(request: FisherRequest, processes: int) -> Iterator[OptionError]:
         yield OptionError(
             "an adapter is added to all weights at once, not layer by layer",
             detail=f"--stream-layers with --adapter {request.adapter}",
-            hint="merge it into the model and stream that, or leave out --stream-layers",
+            hint=f"clmerge lora-merge {request.model} {request.adapter}, then clmerge fisher "
+            "merged --stream-layers; or leave out --stream-layers",
         )
     if request.base is not None:
         yield OptionError(

@@ -123,7 +123,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
             kept = kept_in(staging.place)
             among.exchange(kept.to_tell())
             accumulator, used = _accumulate(request, checkpoint, ready, kept, among, progress, tell)
-            estimate = accumulator.result()
+            estimate = accumulator.finish()
             metadata = describe_estimate(request, checkpoint, built, encoded, estimate, described)
             metadata["sampling"] = describe_sampling(
                 examples=estimate.examples,

@@ -21,7 +21,12 @@ STREAMED = replace(NOWHERE, stream_layers=True)
     [
         (replace(STREAMED, base="b"), 1, "--stream-layers with --base b", "leave out --base"),
         (replace(STREAMED, target_se=0.1), 1, "--target-se 0.1", "give --samples"),
-        (replace(STREAMED, adapter=Path("x")), 1, "--adapter x", "merge it into the model"),
+        (
+            replace(STREAMED, adapter=Path("x")),
+            1,
+            "--adapter x",
+            "lora-merge no-model x",
+        ),
         (STREAMED, 2, "--stream-layers with 2 processes", "leave out torchrun"),
         (replace(NOWHERE, target_se=0.1), 2, "--target-se 0.1 with 2", "leave out torchrun"),
     ],

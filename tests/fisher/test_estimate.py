@@ -215,3 +215,20 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
         "assert callable(fisher.estimate) and 'estimate' in dir(fisher)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_finishing_gives_the_same_numbers_in_the_memory_of_the_sums() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 4)
+    batch = Batch({"input": torch.randn(5, 3)}, torch.arange(5) % 4)
+    one, two = Accumulator(model, draws=3), Accumulator(model, draws=3)
+    for accumulator in (one, two):
+        accumulator.add(batch)
+    places = {tensor.data_ptr() for tensor in two.state()[0].values()}
+    kept, finished = one.result(), two.finish()
+    assert kept.diagonal.keys() == finished.diagonal.keys()
+    for name, tensor in finished.diagonal.items():
+        assert torch.equal(kept.diagonal[name], tensor)
+        assert tensor.data_ptr() in places
+    assert finished.standard_error == kept.standard_error
+    assert two.relative_error() == one.relative_error()
