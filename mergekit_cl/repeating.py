@@ -23,7 +23,7 @@ def command_again(manifest: Mapping[str, Any]) -> str | None:
     words = None if own is None else own(options)
     if words is None:
         return None
-    models = [_place(one) for one in manifest["inputs"] if one["role"] == "input"]
+    models = [_place(one) for one in manifest["inputs"] if one["role"] in ("input", "adapter")]
     words += _sources(manifest["inputs"], models) if command != "ema-merge" else []
     return shlex.join(["clmerge", command, *models, *words, *_shared(command, options)])
 
@@ -66,7 +66,14 @@ def _ema(options: Mapping[str, Any]) -> list[str] | None:
     return ["--decay", f"{decays.pop()}"] if len(decays) == 1 else None
 
 
-_OWN = {"linear-merge": _linear, "fisher-merge": _fisher, "ema-merge": _ema}
+def _lora(options: Mapping[str, Any]) -> list[str] | None:
+    words = [] if set(options["scales"]) == {1.0} else ["--scale", _joined(options["scales"])]
+    if options["undo"] != "base":
+        words += ["--undo", options["undo"]]
+    return [*words, "--allow-other-base"] if options["allow_other_base"] else words
+
+
+_OWN = {"lora-merge": _lora, "linear-merge": _linear, "fisher-merge": _fisher, "ema-merge": _ema}
 
 
 def _shared(command: str, options: Mapping[str, Any]) -> list[str]:

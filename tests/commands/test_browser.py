@@ -259,6 +259,20 @@ def test_a_diff_has_no_verdict(browser: Browser, tmp_path: Path) -> None:
     assert opened.complaints == []
 
 
+def test_weights_that_a_sweep_chose_show_its_curve(browser: Browser, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        sidecar(checkpoint(tmp_path / name, seed), seed)
+    line = ("fisher-merge", tmp_path / "a", tmp_path / "b", "--weights", "auto", "--sweep", "5")
+    assert clmerge(*line, "-o", tmp_path / "m").code == 0
+    told = json.loads((tmp_path / "m/clmerge/divergence.json").read_text())["sweep"]
+    opened = look(browser, tmp_path / "m/clmerge/report.html")
+    drawn = opened.page.evaluate("document.getElementById('curve').data.map((one) => one.y)")
+    expected = [sorted(values) for values in told["predicted"].values()]
+    assert np.allclose([sorted(values) for values in drawn], expected, rtol=1e-4)
+    assert told["measure"] in opened.text("#sweep-note")
+    assert opened.complaints == []
+
+
 def many_tensors() -> str:
     """A page of 20,000 tensors against two parents."""
     draw = np.random.default_rng(0)

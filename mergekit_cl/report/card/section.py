@@ -58,6 +58,8 @@ def code(text: str) -> str:
 def _inputs(manifest: Mapping[str, Any]) -> list[str]:
     inputs, options = manifest["inputs"], manifest["options"]
     weights = [number(weight) for weight in options.get("weights", [])]
+    if "scales" in options:
+        weights = ["", *(f"scale {number(scale)}" for scale in options["scales"])]
     if "decays" in options:
         weights = ["state", *(f"decay {decay}" for decay in options["decays"])]
     lines = ["| | place | weight | weights digest |", "|---|---|---|---|"]
@@ -67,7 +69,7 @@ def _inputs(manifest: Mapping[str, Any]) -> list[str]:
         if one.get("revision"):
             place += f" at {code(one['revision'])}"
         weight = ""
-        if one["role"] == "input":
+        if one["role"] in ("input", "adapter"):
             weight = weights[count] if count < len(weights) else ""
             count += 1
         digest = code(one["weights_digest"]) if one["weights_digest"] else ""

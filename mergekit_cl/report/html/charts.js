@@ -50,18 +50,35 @@ const histogramNote = (data) => {
   ].join(" ").trim();
 };
 
+// Of two inputs a curve over the first's weight; of more, points in the order they were looked at.
 const drawSweep = (sweep, place) => {
-  const weights = sweep.weights.map((w) => (Array.isArray(w) ? w[0] : w));
+  const two = sweep.best.length === 2;
+  const order = sweep.weights.map((_, k) => k);
+  if (two) order.sort((a, b) => sweep.weights[a][0] - sweep.weights[b][0]);
+  const at = (weights, k) => (two ? weights[0] : k + 1);
   const traces = Object.entries(sweep.predicted).map(([parent, values], k) => ({
-    type: "scatter", mode: "lines+markers", x: weights, y: values, name: label(ending(parent, 40)),
-    line: { color: PARENT_COLOURS[k % PARENT_COLOURS.length] },
+    type: "scatter", mode: two ? "lines+markers" : "markers", name: label(ending(parent, 40)),
+    x: order.map((point, n) => at(sweep.weights[point], n)),
+    y: order.map((point) => values[point]),
+    text: order.map((point) => sweep.weights[point].map(number).join(", ")),
+    hovertemplate: "weights %{text}: %{y:.4g}<extra></extra>",
+    marker: { color: PARENT_COLOURS[k % PARENT_COLOURS.length] },
   }));
   const grid = { gridcolor: colour("--line"), zeroline: false, fixedrange: true };
   const layout = theme({
-    height: theme().font.size * 26, margin: { l: 60, r: 15, t: 10, b: 50 }, showlegend: true,
+    height: theme().font.size * 26, margin: { l: 60, r: 15, t: 25, b: 50 }, showlegend: true,
     legend: { orientation: "h", y: -0.25 },
-    xaxis: { ...grid, title: { text: "weight of the first input" } },
-    yaxis: { ...grid, title: { text: "predicted loss" }, rangemode: "tozero" },
+    xaxis: { ...grid, title: { text: two ? "weight of the first input" : "point" } },
+    yaxis: { ...grid, title: { text: sweep.measure }, rangemode: "tozero" },
+    shapes: two ? [{
+      type: "line", yref: "paper", x0: sweep.best[0], x1: sweep.best[0], y0: 0, y1: 1,
+      line: { color: colour("--accent"), width: 2, dash: "dot" },
+    }] : [],
   });
   Plotly.react(place, traces, layout, CONFIG);
 };
+
+const sweepNote = (sweep, unit) =>
+  `${sweep.measure}, ${unit}. The best of ${sweep.best_of} for the input that is worst off: ` +
+  `${sweep.best.map(number).join(", ")}` +
+  (sweep.best.length === 2 ? ", the dotted line." : ".");

@@ -15,6 +15,7 @@ from mergekit_cl.divergence.verdict import TensorMetrics, broken
 from mergekit_cl.repeating import command_again
 from mergekit_cl.report.html.layout import heading, kind_of, natural
 from mergekit_cl.report.text import shown
+from mergekit_cl.sweep.result import UNITS
 
 DIGITS = 6
 """Significant digits of a number on the page; divergence.json has all."""
@@ -85,6 +86,7 @@ def update_size(metrics: Mapping[str, float | None]) -> float | None:
 
 def _numbers(divergence: Divergence, described: Described) -> dict[str, Any]:
     said = to_json(divergence)
+    sweep = said.get("sweep")
     paths = [parent.path for parent in divergence.parents]
     names = list(dict.fromkeys(row.name for row in divergence.tensors))
     layers = sorted({layer_of(name) for name in names}, key=natural)
@@ -102,7 +104,8 @@ def _numbers(divergence: Divergence, described: Described) -> dict[str, Any]:
         "parents": paths,
         "verdict": said["verdict"],
         "model": said["model_by_parent"],
-        "sweep": said.get("sweep"),
+        "sweep": sweep,
+        "sweep_unit": None if sweep is None else UNITS[sweep["measure"]],
         "smaller_is_worse": list(LOSSY_BELOW),
         "kinds": kinds,
         "dtypes": dtypes,

@@ -45,7 +45,10 @@ const showTheme = (redraw) => {
 
 const drawMaps = metrics.length ? showHeatmaps(search) : () => {};
 byId("sizes-note").textContent = histogramNote(data);
-if (data.sweep) byId("sweep").hidden = false;
+if (data.sweep) {
+  byId("sweep").hidden = false;
+  byId("sweep-note").textContent = sweepNote(data.sweep, data.sweep_unit);
+}
 const drawCharts = () => {
   drawHistogram(data, byId("histogram"));
   if (data.sweep) drawSweep(data.sweep, byId("curve"));
