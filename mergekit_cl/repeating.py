@@ -112,6 +112,8 @@ def _is_beside(fisher: str, model: str) -> bool:
 
 def _place(source: Mapping[str, Any]) -> str:
     path: str = source["path"]
+    if source["role"] == "adapter":  # its weights are recorded, its folder is typed
+        path = path.rpartition("/adapter_model.")[0] or path
     revision = source.get("revision")
     return f"{path.partition('@')[0]}@{revision}" if revision else path
 
