@@ -8,7 +8,7 @@ none, as with a frozen embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,12 +17,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def keep_checkpointing(model: nn.Module, stack: ExitStack) -> None:
+def keep_checkpointing(modules: Iterable[nn.Module], stack: ExitStack) -> None:
     """Let the layers of an evaluated model save memory as they did; undone by `stack`."""
-    for module in model.modules():
-        names = {base.__name__ for base in type(module).__mro__}
-        if "GradientCheckpointingLayer" in names and module.gradient_checkpointing:
-            _keep(module, stack)
+    for module in modules:
+        if getattr(module, "gradient_checkpointing", False):
+            names = {base.__name__ for base in type(module).__mro__}
+            if "GradientCheckpointingLayer" in names:
+                _keep(module, stack)
 
 
 def _keep(layer: Any, stack: ExitStack) -> None:

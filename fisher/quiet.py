@@ -27,32 +27,45 @@ def quiet(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in sorted({p.device.type for p in model.parameters()} - {"meta"}):
+        modules, parameters = list(model.modules()), list(model.parameters())
+        for device in sorted({p.device.type for p in parameters} - {"meta"}):
             stack.enter_context(torch.autocast(device, enabled=False))
-        _keep_modules(model, stack)
-        _keep_parameters(model, stack)
-        model.eval()
-        keep_checkpointing(model, stack)
+        stack.callback(_restore_modules, [(module, module.training) for module in modules])
+        _keep_buffers(modules, stack)
+        _keep_configs(modules, stack)
+        stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in parameters])
+        if any(module.training for module in modules):
+            model.eval()
+        keep_checkpointing(modules, stack)
         chosen = {id(p) for p in wanted}
-        for parameter in model.parameters():
+        for parameter in parameters:
             parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
         yield
 
 
-def _keep_modules(model: nn.Module, stack: ExitStack) -> None:
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        stack.callback(setattr, module, "training", module.training)
-        config = getattr(module, "config", None)
-        if hasattr(config, "use_cache"):
-            configs[id(config)] = config
+def _keep_buffers(modules: Iterable[nn.Module], stack: ExitStack) -> None:
+    for module in modules:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 stack.callback(_restore_buffer, module, name, buffer, buffer.clone())
+
+
+def _keep_configs(modules: Iterable[nn.Module], stack: ExitStack) -> None:
+    configs: dict[int, Any] = {}
+    for module in modules:
+        config = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            configs[id(config)] = config
     for config in configs.values():
         stack.callback(setattr, config, "use_cache", config.use_cache)
         config.use_cache = False
+
+
+def _restore_modules(before: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in before:
+        if module.training != training:
+            module.training = training
 
 
 def _restore_buffer(
@@ -63,7 +76,7 @@ def _restore_buffer(
     module._buffers[name] = buffer
 
 
-def _keep_parameters(model: nn.Module, stack: ExitStack) -> None:
-    for parameter in model.parameters():
-        stack.callback(setattr, parameter, "grad", parameter.grad)
-        stack.callback(parameter.requires_grad_, parameter.requires_grad)
+def _restore_parameters(before: Iterable[tuple[nn.Parameter, bool, torch.Tensor | None]]) -> None:
+    for parameter, wanted, gradient in before:
+        parameter.requires_grad_(wanted)
+        parameter.grad = gradient

@@ -7,13 +7,14 @@ the running sum stays in the cache while every example adds to it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fisher.squares.convolution import Geometry, kernel_gradients
 from fisher.squares.sink import Each, Part
+from fisher.squares.traces import Traces
 from fisher.tied import CrossTerm, row_sums, seen
 
 _CPU_BLOCK = 2**18
@@ -44,7 +45,7 @@ class Sums:
         self.trace = torch.zeros(len(self.square) + 1, dtype=torch.float64)
         self.trace_square = torch.zeros_like(self.trace)
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        self._example: dict[str, Tensor] = {}
+        self._example = Traces({}, 0)
         self._crosses: Mapping[str, CrossTerm] = {}
 
     def begin(
@@ -58,12 +59,9 @@ class Sums:
         traces: what `traces` gave elsewhere, to go on from.
         """
         self._crosses = crosses
-        self._example = {
-            name: torch.zeros(size, dtype=torch.float64, device=total.device)
-            for name, total in self.square.items()
-        }
+        self._example = Traces(self.square, size)
         for name, begun in (traces or {}).items():
-            self._example[name] += begun
+            self._example[name].add_(begun)
 
     def traces(self, name: str) -> Tensor:
         """(B,) float64, the examples' summed squares of one weight in the batch so far."""
@@ -71,55 +69,58 @@ class Sums:
 
     def matrix(self, name: str, d: Each, x: Each, transposed: bool, part: Part = None) -> None:
         """Add the squares of `d[n].T @ x[n]`, or of its transpose; d[n] (P, out), x[n] (P, in)."""
-        total, traces = self.square[name], self._example[name]
-        if part is not None:
-            total = total[part]
+        total = self.square[name] if part is None else self.square[name][part]
         left, right = (x, d) if transposed else (d, x)
         if left[0].dtype == torch.float16:
-            left, right = ([rows.float() for rows in side] for side in (left, right))
+            left, right = (_each(torch.Tensor.float, side) for side in (left, right))
         cross = self._crosses.get(name) if part is None else None
-        several = [n for n, rows in enumerate(left) if len(rows) > 1 or (cross and len(rows))]
-        single = [n for n, rows in enumerate(left) if len(rows) == 1] if cross is None else []
+        lengths = _lengths(left)
+        several = [n for n, length in enumerate(lengths) if length > 1 or (cross and length)]
+        single = [n for n, length in enumerate(lengths) if length == 1 and cross is None]
         if single:
-            self._outer(total, traces, single, left, right)
+            self._outer(name, total, single, left, right)
         if several:
-            pairs = [(n, left[n].T, right[n]) for n in several]
-            self._products(total, traces, pairs, cross)
+            self._products(name, total, several, left, right, cross)
 
     def _outer(
-        self, total: Tensor, traces: Tensor, examples: Sequence[int], left: Each, right: Each
+        self, name: str, total: Tensor, examples: Sequence[int], left: Each, right: Each
     ) -> None:
         """The same where each of the examples has one row: squares of outer products."""
         rows = [_all_rows(side, examples).to(total.dtype).square() for side in (left, right)]
         total.addmm_(rows[0].T, rows[1])
         added = rows[0].sum(1).double() * rows[1].sum(1).double()
-        traces.index_add_(0, torch.tensor(examples, device=total.device), added)
+        self._example[name].index_add_(0, torch.tensor(examples, device=total.device), added)
 
     def _products(
         self,
+        name: str,
         total: Tensor,
-        traces: Tensor,
-        pairs: Sequence[tuple[int, Tensor, Tensor]],
+        examples: Sequence[int],
+        left: Each,
+        right: Each,
         cross: CrossTerm | None,
     ) -> None:
-        """Add the squares of `side @ other` for each (example, side (rows, P), other (P, columns)).
+        """Add the squares of `left[n].T @ right[n]` for each of the examples n.
 
         Blocks are the outer loop and examples the inner one, so the block of the running sum stays
-        in the cache while every example adds to it.
+        in the cache while every example adds to it. What is done once per block and example is
+        written out: with short rows, calls cost as much as sums.
         """
         rows, columns = total.shape
         step = min(rows, max(1, _block(total) // columns))
         borders = None if cross is None else cross.borders(step)
-        product = self._buffer(pairs[0][1], step * columns)
+        others = [right[n] for n in examples] if len(examples) < len(right) else list(right)
+        product = self._buffer(others[0], step * columns)
         squared = product if product.dtype == total.dtype else self._buffer(total, step * columns)
         dots = []
         for index, part in enumerate(torch.split(total, step)):
-            start, stop = index * step, index * step + len(part)
+            start = index * step
             block = product[: part.numel()].view_as(part)
             flat = squared[: part.numel()]
             gradient = block if squared is product else flat.view_as(part)
-            for example, side, other in pairs:
-                torch.mm(side[start:stop], other, out=block)
+            sides = _columns(left, examples, start, start + len(part))
+            for example, side, other in zip(examples, sides, others, strict=True):
+                torch.mm(side, other, out=block)
                 if gradient is not block:
                     gradient.copy_(block)
                 if cross is not None and borders is not None:
@@ -127,20 +128,27 @@ class Sums:
                     cross.take(example, low, high, start, gradient)
                 part.addcmul_(gradient, gradient)
                 dots.append(torch.dot(flat, flat))
-        added = torch.stack(dots).view(-1, len(pairs)).double().sum(0)
-        traces.index_add_(0, torch.tensor([n for n, _, _ in pairs], device=total.device), added)
+        self._example.later(name, examples, dots)
 
     def rows(self, name: str, ids: Each, gradient: Each, padding_idx: int | None) -> None:
         """Add an embedding's squares; ids[n] (P,), gradient[n] (P, d), for (V, d)."""
-        total = self.square[name]
-        cross = self._crosses.get(name)
-        for example, (line, own) in enumerate(zip(ids, gradient, strict=True)):
-            values = own.to(total.dtype)
-            if cross is not None:
-                cross.add(example, line, values)
-                continue
-            reached = seen(line, padding_idx)
-            self._sparse(name, example, reached, row_sums(line, reached, values))
+        total, traces = self.square[name], self._example[name]
+        if (cross := self._crosses.get(name)) is not None:
+            for example, (line, own) in enumerate(zip(ids, gradient, strict=True)):
+                cross.add(example, line, own.to(total.dtype))
+            return
+        owners = torch.arange(len(ids), device=total.device)
+        owners = owners.repeat_interleave(torch.tensor(_lengths(ids), device=total.device))
+        keys = owners * len(total) + _together(ids)
+        if padding_idx is not None:
+            keys = keys.where(keys % len(total) != padding_idx, -1)
+        reached = seen(keys, -1)
+        values = _together(gradient).to(total.dtype)
+        squares = row_sums(keys, reached, values).square_()
+        # index_put adds in a fixed order on every device
+        total.index_put_((reached % len(total),), squares, accumulate=True)
+        added = squares.sum(1, dtype=torch.float64)
+        traces.index_put_((reached // len(total),), added, accumulate=True)
 
     def kernel(self, name: str, d: Tensor, x: Tensor, geometry: Geometry) -> None:
         """Add the squares of a convolution's gradients, d (B, out, ...) and x (B, in, ...)."""
@@ -155,7 +163,7 @@ class Sums:
         total = self.square[name] if part is None else self.square[name][part]
         squares = gradient.to(total.dtype).square().reshape(len(gradient), *total.shape)
         total += squares.sum(0)
-        self._example[name] += squares.reshape(len(squares), -1).double().sum(1)
+        self._example[name].add_(squares.reshape(len(squares), -1).sum(1, dtype=torch.float64))
 
     def whole(self, name: str, gradient: Tensor) -> None:
         """Add the squares of one example's gradient, as autograd left it."""
@@ -164,7 +172,7 @@ class Sums:
         for part, block in parts:
             values = block.to(total.dtype)
             part.addcmul_(values, values)
-            self._example[name] += torch.dot(values, values).double()
+            self._example.later(name, (0,), (torch.dot(values, values),))
 
     def end_pass(self) -> None:
         """Square what head and embedding brought together in this backward pass."""
@@ -175,20 +183,22 @@ class Sums:
 
     def end(self, draws: int) -> None:
         """Close a batch; an example's trace is the mean over `draws`, the squares stay a sum."""
-        if not self._example:
+        lines = self._example.lines()
+        if not lines:
             return  # a layer of which nothing counts
-        tensors = torch.stack([line.cpu() for line in self._example.values()]) / draws
+        tensors = torch.stack(list(lines.values())) / draws
         traces = torch.cat([tensors, tensors.sum(0, keepdim=True)])
         self.trace += traces.sum(1)
         self.trace_square += traces.square().sum(1)
-        self._example, self._crosses = {}, {}
+        self._example, self._crosses = Traces({}, 0), {}
 
     def example_traces(self, draws: int, leaving_out: Collection[str] = ()) -> list[float]:
         """Of each example in the batch, the summed squares of all weights but some, mean of draws.
 
         To be asked before `end`.
         """
-        lines = [line.cpu() for name, line in self._example.items() if name not in leaving_out]
+        known = self._example.lines()
+        lines = [line for name, line in known.items() if name not in leaving_out]
         found: list[float] = (torch.stack(lines).sum(0) / draws).tolist() if lines else []
         return found
 
@@ -225,6 +235,28 @@ def standard_errors(total: Tensor, squares: Tensor, examples: int) -> list[float
 
 def _block(tensor: Tensor) -> int:
     return _CPU_BLOCK if tensor.device.type == "cpu" else _GPU_BLOCK
+
+
+def _lengths(side: Each) -> list[int]:
+    """How many rows each example has."""
+    return [side.shape[1]] * len(side) if isinstance(side, Tensor) else [len(own) for own in side]
+
+
+def _each(change: Callable[[Tensor], Tensor], side: Each) -> Each:
+    """The same done to every example's rows."""
+    return change(side) if isinstance(side, Tensor) else [change(own) for own in side]
+
+
+def _columns(side: Each, examples: Sequence[int], start: int, stop: int) -> Sequence[Tensor]:
+    """Some of the columns of the examples' rows, each transposed: (stop - start, P)."""
+    if isinstance(side, Tensor) and len(examples) == len(side):
+        return side.transpose(1, 2)[:, start:stop].unbind()
+    return [side[n].T[start:stop] for n in examples]
+
+
+def _together(side: Each) -> Tensor:
+    """All examples' rows, one after another."""
+    return side.flatten(0, 1) if isinstance(side, Tensor) else torch.cat(list(side))
 
 
 def _all_rows(side: Each, examples: Sequence[int]) -> Tensor:

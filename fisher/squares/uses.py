@@ -105,11 +105,13 @@ class Uses(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Replace what is known, let through what is harmless, refuse the rest."""
+        if func in _HARMLESS:
+            return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if func in _REGROUPING and _REGROUPING[func](args, kwargs):
             raise NeedsSingle(f"the model regroups rows by their content ({title(func)})")
         try:
-            if not self._touches((*args, *kwargs.values())):
+            if not self._touches(args) and not (kwargs and self._touches(kwargs.values())):
                 return self.owners.follow(func, args, kwargs)
             if func in self._operations:
                 result = self._operations[func](self, *args, **kwargs)
@@ -127,10 +129,9 @@ class Uses(TorchFunctionMode):
     def _touches(self, values: Iterable[Any]) -> bool:
         """Whether a counted parameter is among the arguments; asked of every call."""
         for value in values:
-            if isinstance(value, Tensor):
-                if id(value) in self._names or id(value) in self._handles:
-                    return True
-            elif isinstance(value, (list, tuple)) and self._touches(value):
+            if id(value) in self._names or id(value) in self._handles:
+                return True
+            if isinstance(value, (list, tuple)) and self._touches(value):
                 return True
         return False
 
@@ -211,6 +212,13 @@ class Uses(TorchFunctionMode):
         if self._in_forward:
             self._lookups[weight.name] = (ids, padding_idx)
         return Use(use.sink, use.size, weight=weight.name, padding_idx=padding_idx)
+
+
+_HARMLESS = frozenset(
+    getattr(torch.Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "is_cuda", "requires_grad", "ndim")
+)
+"""Questions about a tensor, which answer with no tensor."""
 
 
 def _separate(uses: list[tuple[str, Part]]) -> bool:
