@@ -59,8 +59,8 @@ def softmaxes(logits: Tensor, labels: Tensor) -> Iterator[Softmax]:
     """The model's distribution at every position that carries a loss, a chunk at a time."""
     flat = logits.detach().reshape(-1, logits.shape[-1])
     for where in runs(labels, max(1, _CHUNK // flat.shape[1])):
+        peak = flat[where].amax(dim=1, keepdim=True).double()
         scores = flat[where].to(torch.float64, copy=True)  # float64 logits stay as they are
-        peak = scores.amax(dim=1, keepdim=True)
         mass = scores.sub_(peak).exp_()
         total = mass.sum(dim=1, keepdim=True)
         yield Softmax(where, mass, total, (total.log() + peak).squeeze(1))

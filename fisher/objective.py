@@ -78,10 +78,11 @@ def _measure(
     logits: Tensor, batch: Batch, draws: int, seed: int
 ) -> tuple[Tensor, list[Tensor], float]:
     """(softmax in logits' dtype, 0 without a loss; labels drawn; sum of the true labels' nll)."""
-    softmax = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+    softmax = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     flat = softmax.view(-1, logits.shape[-1])
     scores = logits.detach().reshape(flat.shape)
     truth = batch.labels.reshape(-1)
+    flat[truth == IGNORE] = 0
     drawn = torch.full((draws, truth.numel()), IGNORE, device=logits.device)
     uniform = keyed_uniforms(batch.labels, batch.row_ids, seed, draws) if draws else None
     nll = torch.zeros((), dtype=torch.float64, device=logits.device)

@@ -36,7 +36,7 @@ def test_every_block_runs_one_after_another_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(blocks()) == 3
+    assert len(blocks()) == 4
     names: dict[str, Any] = {}
     for block in blocks():
         exec(compile(block, "docs/python.md", "exec"), names)
@@ -63,6 +63,24 @@ def test_the_example_is_ten_lines_and_gives_the_definition(
     for name, values in expected.items():
         np.testing.assert_allclose(stored[name].numpy(), values.numpy(), rtol=1e-4)
     assert (said["examples"], said["estimator"]) == (64, "empirical")
+
+
+def test_the_source_and_target_example_is_what_transformers_makes_of_labels() -> None:
+    example = section("python.md", "A source and a target").split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/python.md", "exec"), names)
+    model, source, target = names["model"].double().eval(), names["source"], names["target"]
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for n in range(len(source)):
+        model.zero_grad()
+        mean = model(input_ids=source[n : n + 1], labels=target[n : n + 1]).loss
+        (mean * target.shape[1]).backward()
+        for name, parameter in model.named_parameters():
+            expected[name] += parameter.grad.square() / len(source)
+    found = names["found"].diagonal
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name].double(), values, rtol=1e-4, atol=1e-9)
 
 
 def test_a_module_of_ones_own_is_merged_by_the_sidecars_that_python_wrote(
