@@ -21,7 +21,12 @@ from examples.rows import split, spread, write_rows
 
 ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 Row = dict[str, Any]
-FILES = {"films": "movieReviewSnippets", "tweets": "tweets"}
+FILES = {
+    "films": "movieReviewSnippets",
+    "tweets": "tweets",
+    "editorials": "nytEditorialSnippets",
+}
+WRITTEN = ("films", "tweets")
 
 
 def labelled(package: Path, domain: str) -> list[Row]:
@@ -62,7 +67,7 @@ def main() -> None:
         source = fetch("vaderSentiment")
     except FetchError as error:
         raise SystemExit(f"error: {error}") from error
-    for domain in FILES:
+    for domain in WRITTEN:
         train, held_out = split_by_label(labelled(source, domain))
         chosen = spread(held_out, given.held_out)
         recipe: dict[str, object] = {"source": source.name, "held-out": given.held_out}

@@ -22,6 +22,7 @@ from tests.tiny_models import TEXTS, tiny_llama
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/release"
 
+
 def variant(place: Path, name: str, *, seed: int, size: float) -> None:
     """A model that was moved from `base` by noise of this size, relative to each weight's."""
     shutil.copytree(place / "base", place / name)
