@@ -185,3 +185,58 @@ def test_bits_to_undo_a_merge_are_small(tmp_path: Path, relative: float, most: f
     shutil.rmtree(tmp_path / "base")
     assert clmerge("lora-unmerge", merged, "-o", tmp_path / "back").code == 0
     assert torch.equal(load_file(tmp_path / "back" / WEIGHTS)["layer.weight"], weight.bfloat16())
+
+
+def random_merge(place: Path, seed: int) -> tuple[Path, Path]:
+    """A base and an adapter of random shapes, dtypes and ranks; some tensors stay as they are."""
+    random = torch.Generator().manual_seed(seed)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=random))
+
+    dtypes = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+    base, factors = {}, {}
+    for number in range(1 + below(4)):
+        rows, columns, rank = 1 + below(40), 1 + below(40), 1 + below(6)
+        weight = torch.randn(rows, columns, generator=random) * 10.0 ** -below(4)
+        base[f"m{number}.weight"] = weight.to(dtypes[below(4)])
+        if below(3):
+            size = 10.0 ** -below(6)
+            down = torch.randn(rank, columns, generator=random)
+            up = torch.randn(rows, rank, generator=random) * size
+            factors[f"base_model.model.m{number}.lora_A.weight"] = down
+            factors[f"base_model.model.m{number}.lora_B.weight"] = up
+    base["m0.bias"] = torch.randn(3, generator=random)
+    base["steps"] = torch.tensor(below(1000))
+    if not factors:
+        rows, columns = base["m0.weight"].shape
+        factors["base_model.model.m0.lora_A.weight"] = torch.ones(1, columns)
+        factors["base_model.model.m0.lora_B.weight"] = torch.ones(rows, 1)
+    ranks = {n.split(".")[2]: len(one) for n, one in factors.items() if "lora_A" in n}
+    for folder in ("base", "one"):
+        (place / folder).mkdir(parents=True)
+    save_file(base, place / "base" / WEIGHTS, {"format": "pt"})
+    (place / "base" / "config.json").write_text(json.dumps({"seed": seed, "dtype": "float32"}))
+    save_file(factors, place / "one" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1 + below(9), "rank_pattern": ranks}
+    config["target_modules"] = sorted(ranks)
+    (place / "one" / "adapter_config.json").write_text(json.dumps(config))
+    return place / "base", place / "one"
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(10), pytest.param(range(10, 100), marks=pytest.mark.long)], ids=["10", "90"]
+)
+def test_random_merges_are_taken_back(tmp_path: Path, seeds: range) -> None:
+    for seed in seeds:
+        place = tmp_path / str(seed)
+        base, adapter = random_merge(place, seed)
+        retyped = ["--dtype", "bfloat16"] if seed % 3 == 0 else []
+        for kind in ("base", "xor"):
+            command = ["lora-merge", base, adapter, "--undo", kind, *retyped, "-q"]
+            assert clmerge(*command, "-o", place / f"merged-{kind}").code == 0
+            result = clmerge(
+                "lora-unmerge", place / f"merged-{kind}", "-o", place / f"back-{kind}", "-q"
+            )
+            assert result.code == 0, (seed, result.err)
+            assert same(base, place / f"back-{kind}"), seed

@@ -1,0 +1,66 @@
+"""Which tensors of a tuned model differ from its base, and what an adapter can hold of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.finite import count_nonfinite, nonfinite_input
+
+if TYPE_CHECKING:
+    import torch
+
+Role = Literal["linear", "embedding", "other"]
+
+EMBEDDINGS = ("embed", "wte", "wpe", "shared")
+FLOAT64_ELEMENTS = 2**24
+"""Larger differences are taken and decomposed in float32: half the memory and time."""
+
+STEP = 2**20
+
+
+class Candidate(NamedTuple):
+    """A tensor of both models. module: its path without the leaf."""
+
+    name: str
+    info: TensorInfo
+    role: Role
+
+    @property
+    def module(self) -> str:
+        """Path of the module that owns it."""
+        return self.name.rpartition(".")[0]
+
+
+def candidates(base: Checkpoint) -> list[Candidate]:
+    """Every float tensor of the base with what it is, by name and shape."""
+    return [Candidate(n, info, _role(info)) for n, info in base.tensors.items() if info.is_float]
+
+
+def difference_of(tuned: Checkpoint, base: Checkpoint, name: str) -> torch.Tensor:
+    """tuned - base in its shape: float64, or float32 where it is large."""
+    import torch
+
+    info = base.tensors[name]
+    wide = torch.float64 if info.numel <= FLOAT64_ELEMENTS else torch.float32
+    found = torch.empty(info.numel, dtype=wide)
+    for start in range(0, info.numel, STEP):
+        stop = min(start + STEP, info.numel)
+        out = found[start:stop]
+        for checkpoint in (tuned, base):
+            stored = checkpoint.read(name, start, stop)
+            if bad := count_nonfinite(stored):
+                raise nonfinite_input(f"{checkpoint.path}: {name} ({bad} in one block)")
+        exact = tuned.read(name, start, stop).double() - base.read(name, start, stop).double()
+        out.copy_(exact)
+        for checkpoint in (tuned, base):
+            checkpoint.release(name, start, stop)
+    return found.reshape(info.shape)
+
+
+def _role(info: TensorInfo) -> Role:
+    module, _, leaf = info.name.rpartition(".")
+    if len(info.shape) != 2 or leaf != "weight" or not module:
+        return "other"
+    own = module.rpartition(".")[2]
+    return "embedding" if any(part in own for part in EMBEDDINGS) else "linear"
