@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.small import companions_among
-from mergekit_cl.config import config_text, with_dtype, with_vocabulary
+from mergekit_cl.config import config_text, with_dtype, with_values, with_vocabulary
 
 OF_A_VOCABULARY = (
     "tokenizer*",
@@ -39,6 +40,25 @@ def copy_companions(root: Path, target: Path, dtype: str | None) -> None:
         _write(target / "config.json", with_dtype(text, dtype).encode())
 
 
+def change_companions(target: Path, values: Mapping[str, object], tokenizer: Path | None) -> None:
+    """Set values in its config.json, and take the tokenizer of a folder that has one."""
+    text = config_text(target)
+    if text is not None and values:
+        _write(target / "config.json", with_values(text, values).encode())
+    if tokenizer is not None:
+        _take_tokenizer(target, tokenizer)
+
+
+def _take_tokenizer(target: Path, folder: Path) -> None:
+    brought = [path for path in companions(folder) if _is_tokenizer(path.name)]
+    if any(path.name.startswith("tokenizer") for path in brought):
+        for path in companions(target):
+            if _is_tokenizer(path.name):
+                path.unlink()
+        for path in brought:
+            _write(target / path.name, path.read_bytes())
+
+
 def cut_vocabulary(target: Path, smallest: Checkpoint, rows: int) -> None:
     """Make companions in `target` those of a vocabulary of `rows`: that of the input `smallest`.
 
@@ -55,6 +75,10 @@ def cut_vocabulary(target: Path, smallest: Checkpoint, rows: int) -> None:
     if text is not None:
         edited = with_vocabulary(text, rows, smallest.config or {})
         _write(target / "config.json", edited.encode())
+
+
+def _is_tokenizer(name: str) -> bool:
+    return _is_of_vocabulary(name) and name != "generation_config.json"
 
 
 def _is_of_vocabulary(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.carry import FILE as CARRY_FILE
 from mergekit_cl.carry import sealed_header
-from mergekit_cl.companions import copy_companions, cut_vocabulary
+from mergekit_cl.companions import change_companions, copy_companions, cut_vocabulary
 from mergekit_cl.divergence.summary import Divergence, to_json
 from mergekit_cl.inplace import link_others
 from mergekit_cl.manifest import write_json
@@ -54,6 +54,7 @@ def write_beside(
             method.companions(out)
         elif first.folder:
             copy_companions(first.root, out, _common_dtype(plan))
+            change_companions(out, plan.config, plan.tokenizer)
             if options.vocab == "common" and plan.resized.rows:
                 smallest = method.checkpoints[plan.resized.smallest]
                 cut_vocabulary(out, smallest, min(plan.resized.rows.values()))

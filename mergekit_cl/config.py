@@ -55,6 +55,20 @@ def with_vocabulary(text: str, rows: int, smallest: Mapping[str, Any]) -> str:
     return edited if json.loads(edited) == config else json.dumps(config, indent=2) + "\n"
 
 
+def with_values(text: str, values: Mapping[str, object]) -> str:
+    """The text of a config.json with other values, each where it is: in itself or its text model's.
+
+    What neither has is added to itself.
+    """
+    config: dict[str, Any] = json.loads(text)
+    nested = config.get("text_config")
+    for key, value in values.items():
+        parts = [part for part in (config, nested) if isinstance(part, dict) and key in part]
+        for part in parts or [config]:
+            part[key] = value
+    return text if config == json.loads(text) else json.dumps(config, indent=2) + "\n"
+
+
 def config_text(root: Path) -> str | None:
     """The config.json of a checkpoint's folder as it stands."""
     path = root / "config.json"

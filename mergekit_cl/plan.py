@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mergekit_cl.carry import Carry, carry_layout
@@ -79,6 +80,7 @@ class Plan:
 
     carry: the file of residuals, if kept. resized: vocabulary tensors of which inputs have more or
     fewer rows. config: what config.json must say that the first input's does not.
+    tokenizer: the folder it is from, if not the first input's.
     """
 
     steps: dict[str, Step]
@@ -87,6 +89,7 @@ class Plan:
     carry: Layout | None = None
     resized: Resized = field(default_factory=Resized)
     config: Mapping[str, object] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
     @property
     def bytes_read(self) -> int:

@@ -78,7 +78,7 @@ def find_ties(checkpoints: Sequence[Checkpoint]) -> Ties:
                 shapes.setdefault(name, tensor.shape)
     canonical: dict[str, str] = {}
     for anchor, other, by_config in _candidates(shapes):
-        said = [_says_tied(checkpoint.config) if by_config else True for checkpoint in checkpoints]
+        said = [says_tied(checkpoint.config) if by_config else True for checkpoint in checkpoints]
         holds = [{anchor, other} & checkpoint.tensors.keys() for checkpoint in checkpoints]
         if not all(holds):
             continue
@@ -106,8 +106,8 @@ def _candidates(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[tuple[str, str, bool]]:
     """(name, other name, whether the config decides) of tensors of one shape that may be tied."""
-    shared = [name for name in shapes if _ends(name, (SHARED,))]
-    embeddings = [name for name in shapes if _ends(name, EMBEDDINGS)]
+    shared = [name for name in shapes if ends_with(name, (SHARED,))]
+    embeddings = [name for name in shapes if ends_with(name, EMBEDDINGS)]
     anchor = None
     if len(shared) == 1:
         anchor = shared[0]
@@ -118,21 +118,21 @@ def _candidates(
     elif len(embeddings) == 1:
         anchor = embeddings[0]
     for name in shapes:
-        if anchor is not None and _ends(name, HEADS) and shapes[name] == shapes[anchor]:
+        if anchor is not None and ends_with(name, HEADS) and shapes[name] == shapes[anchor]:
             yield anchor, name, True
         for bias, copy in BIASES.items():
-            if _ends(name, (copy,)):
+            if ends_with(name, (copy,)):
                 twin = name.removesuffix(copy) + bias
                 if shapes.get(twin) == shapes[name]:
                     yield twin, name, False
 
 
-def _ends(name: str, endings: Iterable[str]) -> bool:
+def ends_with(name: str, endings: Iterable[str]) -> bool:
     """Whether a name is one of these, or ends in one after a dot."""
     return any(name == ending or name.endswith("." + ending) for ending in endings)
 
 
-def _says_tied(config: Mapping[str, Any] | None) -> bool | None:
+def says_tied(config: Mapping[str, Any] | None) -> bool | None:
     """`tie_word_embeddings` of a config, its own or its text model's; None where it is silent."""
     for part in (config, (config or {}).get("text_config")):
         tied = part.get("tie_word_embeddings") if isinstance(part, Mapping) else None

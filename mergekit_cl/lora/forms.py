@@ -26,11 +26,11 @@ def form_of(
     a grouped convolution.
     """
     if embedding:
-        fits = len(weight) == 2 and (up[:1], down[1:]) == (weight[1:], weight[:1])
+        fits = len(weight) == 2 and (up, down) == ((weight[1], down[0]), (down[0], weight[0]))
         return "embedding" if fits else None
     if len(weight) > 2:
         return _convolution(weight, down, up)
-    if len(weight) != 2 or len(down) != 2 or len(up) != 2:
+    if len(weight) != 2 or len(down) != 2 or len(up) != 2 or down[0] != up[1]:
         return None
     linear = (up[0], down[1]) == weight
     crossed = (down[1], up[0]) == weight

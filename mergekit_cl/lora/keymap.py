@@ -7,7 +7,8 @@ before it found nothing, and one that finds several tensors is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -15,22 +16,32 @@ from mergekit_cl.checkpoint import Checkpoint, TensorInfo
 from mergekit_cl.errors import MismatchError
 
 SAME = "same name"
+OTHER_VERSION = "the name that another version of transformers has for it"
 
-# (transformers 5, transformers 4): both ways, since either side may be the older one.
-PREFIXES = (
-    ("model.language_model.", "language_model.model."),
-    ("model.language_model.", "model."),
-    ("model.language_model.", "language_model."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.visual.", "visual."),
-    ("model.vision_model.", "vision_model."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.image_newline", "image_newline"),
-    ("lm_head.", "language_model.lm_head."),
-)
-INSIDE = (
-    (".mlp.experts.", ".block_sparse_moe.experts."),
-    (".mlp.gate.", ".block_sparse_moe.gate."),
+# Old spelling to new one, in order; both sides of a comparison are spelled so.
+RENAMED = tuple(
+    (re.compile(old), new)
+    for old, new in (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (
+            r"^(language_model|text_model|visual|multi_modal_projector|image_newline|vqmodel"
+            r"|(?:vision|audio|image|video)_(?:tower|model))\b",
+            r"model.\1",
+        ),
+        # The text model of a newer vision model is where the older one had its layers.
+        (r"^model\.language_model\.", "model."),
+        (r"\.block_sparse_moe\.", ".mlp."),
+        (r"\bencoder\.layer\.", "layers."),
+        (r"\battention\.(?:attention|self)\.query\.", "attention.q_proj."),
+        (r"\battention\.(?:attention|self)\.key\.", "attention.k_proj."),
+        (r"\battention\.(?:attention|self)\.value\.", "attention.v_proj."),
+        (r"\battention\.output\.dense\.", "attention.o_proj."),
+        (r"\bintermediate\.dense\.", "mlp.fc1."),
+        (r"\boutput\.dense\.", "mlp.fc2."),
+        (r"\.gamma$", ".weight"),
+        (r"\.beta$", ".bias"),
+    )
 )
 EXPERT_PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -56,35 +67,40 @@ class Piecewise(NamedTuple):
 
 
 class KeyMap:
-    """Finds tensors of one checkpoint by the names that adapters use."""
+    """Finds tensors of one checkpoint by the names that adapters use.
 
-    def __init__(self, base: Checkpoint) -> None:
+    tied: tensors that the model has under names of their own, and the file does not.
+    """
+
+    def __init__(self, base: Checkpoint, tied: Mapping[str, TensorInfo] | None = None) -> None:
         self.path = base.path
-        self.tensors = base.tensors
+        self.tensors = {**base.tensors, **(tied or {})}
         self._aliases = base.aliases
+        self._by_modern: dict[str, list[str]] = {}
+        for name in self.tensors:
+            self._by_modern.setdefault(modern(name), []).append(name)
 
     def find(self, name: str) -> Found | None:
         """The tensor a name means; raises MismatchError where it may be several."""
         if (info := self._held(name)) is not None:
             return Found(info, SAME)
-        found: dict[str, Found] = {}
-        for other, rule in _spellings(name):
-            if (info := self._held(other)) is not None:
-                found.setdefault(info.name, Found(info, rule))
+        wanted = modern(name)
+        spelled = self._by_modern.get(wanted, [])
+        found = dict.fromkeys(spelled, OTHER_VERSION)
         if not found:
-            for other in self.tensors:
-                if other.endswith("." + name):
-                    rule = f"with the prefix {other.removesuffix(name)}"
-                    found[other] = Found(self.tensors[other], rule)
-                elif name.endswith("." + other):
-                    rule = f"without the prefix {name.removesuffix(other)}"
-                    found[other] = Found(self.tensors[other], rule)
+            head, _, rest = wanted.partition(".")
+            for modern_name, others in self._by_modern.items():
+                before, _, tail = modern_name.partition(".")
+                if tail == wanted:
+                    found.update(dict.fromkeys(others, f"with the prefix {before}"))
+                elif modern_name == rest:
+                    found.update(dict.fromkeys(others, f"without the prefix {head}"))
         if len(found) > 1:
             raise MismatchError(
                 "a key of the adapter may mean several tensors of the base",
                 detail=f"{name}: {', '.join(sorted(found))}",
             )
-        return next(iter(found.values()), None)
+        return next((Found(self.tensors[n], rule) for n, rule in found.items()), None)
 
     def find_experts(self, module: str, parameter: str, experts: int) -> list[Piecewise]:
         """The tensors, one or two per expert, that transformers 5 stacks into one parameter.
@@ -125,19 +141,8 @@ class KeyMap:
         return self.tensors.get(self._aliases.get(name, name))
 
 
-def _spellings(name: str) -> Iterator[tuple[str, str]]:
-    """Other names of the same tensor, each with the rule."""
-    for outer, first in [(name, ""), *_swapped(name, PREFIXES, at_start=True)]:
-        if first:
-            yield outer, first
-        for inner, second in _swapped(outer, INSIDE, at_start=False):
-            yield inner, f"{first}; {second}" if first else second
-
-
-def _swapped(
-    name: str, pairs: Iterable[tuple[str, str]], *, at_start: bool
-) -> Iterator[tuple[str, str]]:
-    for pair in pairs:
-        for old, new in (pair, pair[::-1]):
-            if name.startswith(old) if at_start else old in name:
-                yield name.replace(old, new, 1), f"{new.strip('.')} for {old.strip('.')}"
+def modern(name: str) -> str:
+    """A name as transformers 5 spells it, or near to that: equal for names that mean the same."""
+    for old, new in RENAMED:
+        name = old.sub(new, name)
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergekit_cl.carry import Carry, carry_layout
@@ -60,6 +61,7 @@ def plan_lora(
     carry: Carry | None,
     materialised: Mapping[str, str],
     config: Mapping[str, object],
+    tokenizer: Path | None,
     selection: Selection,
     dtype: str | None,
     shard_size: int,
@@ -69,8 +71,9 @@ def plan_lora(
 ) -> Plan:
     """Plan a merge: edited tensors are made in float64 and rounded once, others are copied.
 
-    materialised: {tensor the file lacks: the one it has been tied to}. config: what changes in
-    config.json. carry: residuals of the base. The others are those of `plan_merge`.
+    materialised: {tensor the file lacks: the one it has been tied to}. config, tokenizer: what
+    changes in config.json, and where the tokenizer is from. carry: residuals of the base. The
+    others are those of `plan_merge`.
     """
     selection.check(base)
     kept = Kept()
@@ -99,7 +102,7 @@ def plan_lora(
         made = [shape for shape in shapes if steps[shape[0]].kernel is not None]
         residuals = carry_layout(made, keep_residuals)
         residuals = residuals if residuals.shards[0].header.tensors else None
-    return Plan(steps, layout, tuple(told), residuals, config=config)
+    return Plan(steps, layout, tuple(told), residuals, config=config, tokenizer=tokenizer)
 
 
 def _copied(name: str, source: Operand, dtype: str | None) -> Step:

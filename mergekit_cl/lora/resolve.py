@@ -25,13 +25,12 @@ class Group(NamedTuple):
     tensors: dict[Kind, str]
 
 
-def edits_of(adapter: Adapter, base: Checkpoint, *, scale: float = 1.0) -> list[Edit]:
+def edits_of(adapter: Adapter, base: Checkpoint, keys: KeyMap, *, scale: float = 1.0) -> list[Edit]:
     """Everything an adapter does to a base, by headers alone.
 
     scale: all of the update is multiplied by it. Raises MismatchError for tensors that fit nothing
     in the base, or that are of other shapes, and for parts that are missing.
     """
-    keys = KeyMap(base)
     edits: list[Edit] = []
     for group in _groups(adapter):
         edits += _low_rank(adapter, base, keys, group, scale)
@@ -94,7 +93,7 @@ def _low_rank(
             raise _unknown(adapter, keys, wanted)
         yield from edits
         return
-    update = _dense(adapter, base, group, target, scale)
+    update = _dense(adapter, base, keys, group, target, scale)
     if "magnitude" in group.tensors:
         yield _dora(adapter, group, update)
     elif adapter.config.get("use_dora"):
@@ -110,17 +109,17 @@ def _low_rank(
 
 
 def _dense(
-    adapter: Adapter, base: Checkpoint, group: Group, target: Found, scale: float
+    adapter: Adapter, base: Checkpoint, keys: KeyMap, group: Group, target: Found, scale: float
 ) -> LowRank:
     """The update of one weight that is a tensor of its own."""
     down, up = group.tensors["down"], group.tensors["up"]
     down_shape, up_shape = adapter.tensors[down].shape, adapter.tensors[up].shape
     blocks_down, blocks_up = diagonal_blocks(adapter.config, group.module)
     rank = down_shape[0] if down_shape else 0
-    if len(down_shape) < 2 or len(up_shape) < 2 or not rank or up_shape[1] * blocks_up != rank:
+    if len(down_shape) < 2 or len(up_shape) < 2 or not rank:
         raise misfit(adapter.path, group.module, target.info.shape, down_shape, up_shape)
     full_down = (rank, down_shape[1] * blocks_down, *down_shape[2:])
-    full_up = (up_shape[0], rank, *up_shape[2:])
+    full_up = (up_shape[0], up_shape[1] * blocks_up, *up_shape[2:])
     shape = target.info.shape
     form = form_of(
         shape,
@@ -131,19 +130,28 @@ def _dense(
     )
     if form is None:
         raise misfit(adapter.path, group.module, shape, full_down, full_up)
+    # PEFT adds the update of this layer twice, in training as well as in its merge.
+    times = 2 if _projects_attention(keys, group, down) else 1
     return LowRank(
         target.info.name,
         down,
         up,
-        scale * scale_of(adapter, group.module, rank),
+        times * scale * scale_of(adapter, group.module, rank),
         rank,
         form,
         shape[0],
         target.info.numel // shape[0],
         blocks_down=blocks_down,
         blocks_up=blocks_up,
-        rule=target.rule,
+        rule=target.rule if times == 1 else f"{target.rule}; twice, as PEFT does",
     )
+
+
+def _projects_attention(keys: KeyMap, group: Group, name: str) -> bool:
+    """Whether this is the output of torch's own MultiheadAttention, adapted with all of it."""
+    owner, _, leaf = group.module.rpartition(".")
+    inside = leaf == "out_proj" and ".base_layer.out_proj." in name
+    return inside and keys.find(f"{owner}.in_proj_weight") is not None
 
 
 def _dora(adapter: Adapter, group: Group, update: LowRank) -> Dora:
@@ -256,7 +264,9 @@ def _unknown(adapter: Adapter, keys: KeyMap, parts: list[Part]) -> MismatchError
         lines.append(f"{part.name}: nearest are {', '.join(near)}" if near else part.name)
     count = len(parts)
     return MismatchError(
-        f"{count} {'tensor' if count == 1 else 'tensors'} of the adapter fit nothing in the base",
+        "a tensor of the adapter fits nothing in the base"
+        if count == 1
+        else f"{count} tensors of the adapter fit nothing in the base",
         detail="\n  ".join([f"{adapter.path} and {keys.path}", *lines]),
         hint="use the base the adapter was trained on",
     )

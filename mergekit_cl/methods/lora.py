@@ -13,12 +13,15 @@ from mergekit_cl.digest import weights_digest
 from mergekit_cl.errors import OptionError
 from mergekit_cl.lora.adapter import Adapter
 from mergekit_cl.lora.edits import Bias, Edit, LowRank
+from mergekit_cl.lora.keymap import KeyMap
 from mergekit_cl.lora.planning import Edited, by_tensor, plan_lora
 from mergekit_cl.lora.refusals import check_base, check_config, informative
 from mergekit_cl.lora.resolve import edits_of
+from mergekit_cl.lora.tied import settle, tied_head, virtual, without_copies
 from mergekit_cl.lora.undo import Undo, undo_record
 from mergekit_cl.lora.undofile import FILE as UNDO_FILE
 from mergekit_cl.lora.undofile import write_undo
+from mergekit_cl.lora.vocabulary import new_vocabulary
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
@@ -44,8 +47,10 @@ def lora_method(
     for adapter in adapters:
         check_config(adapter)
     resolved = _resolve_scales(scales, len(adapters))
+    tied = tied_head(base)
+    keys = KeyMap(base, virtual(base, tied))
     edits = [
-        (adapter, edits_of(adapter, base, scale=scale))
+        (adapter, without_copies(base, adapter, edits_of(adapter, base, keys, scale=scale), _equal))
         for adapter, scale in zip(adapters, resolved, strict=True)
     ]
     for (adapter, own), scale in zip(edits, resolved, strict=True):
@@ -56,7 +61,12 @@ def lora_method(
                 detail=f"{adapter.path}: {odd[0].name}: {type(odd[0]).__name__.lower()}",
                 hint="give this adapter the scale 1",
             )
-    edited = by_tensor(edits)
+    settled = settle(tied, edits, _equal)
+    edited = by_tensor(settled.edits)
+    rows = new_vocabulary(base, edited, settled.materialised)
+    config: dict[str, object] = {} if rows is None else {"vocab_size": rows}
+    if settled.unties:
+        config["tie_word_embeddings"] = False
     own_carry = find_carry(base) if carry else None
     options = {
         "scales": list(resolved),
@@ -73,14 +83,35 @@ def lora_method(
         [base],
         None,
         [None],
-        notes=[note for adapter in adapters for note in _notes(adapter, base)],
+        notes=[
+            *(note for adapter in adapters for note in _notes(adapter, base)),
+            *(
+                f"{head} was {anchor}; it is a tensor of its own now"
+                for head, anchor in settled.materialised.items()
+            ),
+        ],
         carries=[own_carry],
         adapters=[adapter.checkpoint for adapter in adapters],
-        planner=partial(plan_lora, base, edited, carry=own_carry, materialised={}, config={}),
+        planner=partial(
+            plan_lora,
+            base,
+            edited,
+            carry=own_carry,
+            materialised=settled.materialised,
+            config=config,
+            tokenizer=None if rows is None else adapters[-1].path,
+        ),
         base_digest=None if allow_other_base else _recorded_base(adapters),
         record=partial(_record, edited),
         beside=None if undo == "none" else partial(_beside, base, undo),
     )
+
+
+def _equal(adapter: Adapter, first: str, second: str) -> bool:
+    import torch
+
+    one, other = (adapter.checkpoint.read(adapter.tensors[n].name) for n in (first, second))
+    return torch.equal(one, other)
 
 
 def _resolve_scales(given: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -123,10 +154,9 @@ def _record(
         changes: list[tuple[Adapter, Edit]] = [(c.adapter, c.edit) for c in one.changes]
         if one.replaced is not None:
             changes.insert(0, one.replaced)
-        rules[name] = [
-            {"adapter": str(a.path), "edit": type(e).__name__.lower(), "rule": e.rule}
-            for a, e in changes
-        ]
+        # Experts in one stack are edited one by one, by one rule.
+        told = dict.fromkeys((str(a.path), type(e).__name__.lower(), e.rule) for a, e in changes)
+        rules[name] = [{"adapter": path, "edit": kind, "rule": rule} for path, kind, rule in told]
     made: dict[str, Any] = {"edits": {n: r for n, r in rules.items() if n in plan.steps}}
     return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -64,7 +64,12 @@ def merged_by_peft(
 def saved(model: Any, folder: Path) -> dict[str, Tensor]:
     """The tensors that a model is saved as."""
     with quiet():
-        model.save_pretrained(str(folder))
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(str(folder))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            save_file(state, folder / "model.safetensors", {"format": "pt"})
     return load_file(folder / "model.safetensors")
 
 

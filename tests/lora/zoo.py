@@ -1,0 +1,293 @@
+"""Tiny models of many architectures, and which of their layers the variants of LoRA go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """build: in float64, of the same weights each time; untied: the same with a head of its own.
+
+    The others name modules: linear layers; `split`, two of them for block diagonals in A and in B;
+    the embedding; the head; convolutions; a module to save; parameters that stack experts. biased:
+    whether the linear layers have biases. attention: of torch itself. grouped: a convolution in
+    groups.
+    """
+
+    name: str
+    build: Build
+    linear: tuple[str, ...]
+    split: tuple[str, str] | None = None
+    embedding: str | None = None
+    head: str | None = None
+    convolutions: tuple[str, ...] = ()
+    saved: str | None = None
+    stacked: tuple[str, ...] = ()
+    biased: bool = False
+    attention: str | None = None
+    grouped: str | None = None
+    untied: Build | None = None
+
+
+def hugging_face(kind: str, config: str, *, untied: bool = False, **settings: Any) -> Build:
+    """A model of transformers by the names of its class and config."""
+
+    def build() -> nn.Module:
+        import transformers
+
+        torch.manual_seed(11)
+        chosen = getattr(transformers, config)(**settings)
+        model: nn.Module = getattr(transformers, kind)(chosen).double()
+        for parameter in model.parameters():
+            if parameter.dim() < 2:  # biases of zero would hide that they are lost
+                parameter.data += torch.randn_like(parameter) * 0.1
+        if untied:
+            own: Any = model
+            own.config.tie_word_embeddings = False
+            head = own.get_output_embeddings()
+            head.weight = nn.Parameter(head.weight.detach().clone())
+        return model
+
+    return build
+
+
+class Mixed(nn.Module):
+    """Layers that no language model has: attention of torch itself, convolutions of 1 and 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(13, 8)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.one = nn.Conv1d(8, 6, 3)
+        self.three = nn.Conv3d(1, 5, (2, 2, 1))
+        self.grouped = nn.Conv1d(8, 6, 3, groups=2)
+        self.last = nn.Linear(6, 7)
+
+    def forward(self, ids: Tensor) -> Any:
+        hidden = self.embed(ids)
+        hidden, _ = self.attn(hidden, hidden, hidden)
+        return self.last(self.one(hidden.transpose(1, 2)).mean(-1))
+
+
+def mixed() -> nn.Module:
+    torch.manual_seed(11)
+    return Mixed().double()
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LLAMA = {**TINY, "num_key_value_heads": 2, "tie_word_embeddings": False}
+GPT2 = {"vocab_size": 40, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32}
+MIXTRAL = {**LLAMA, "num_local_experts": 3, "num_experts_per_tok": 2}
+QWEN_MOE = {
+    **LLAMA,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
+GPT_OSS = {**LLAMA, "head_dim": 6, "num_local_experts": 3, "num_experts_per_tok": 2}
+T5 = {"vocab_size": 40, "d_model": 24, "d_kv": 6, "d_ff": 36, "num_layers": 2, "num_heads": 4}
+OPT = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "ffn_dim": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "word_embed_proj_dim": 24,
+}
+VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 3,
+}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "num_labels": 3}
+WAV2VEC2 = {
+    **TINY,
+    "conv_dim": (8, 8),
+    "conv_stride": (2, 2),
+    "conv_kernel": (3, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def llava() -> nn.Module:
+    import transformers
+
+    torch.manual_seed(11)
+    text = transformers.LlamaConfig(**LLAMA)
+    vision = transformers.CLIPVisionConfig(
+        **{k: v for k, v in VIT.items() if k != "num_labels"}, projection_dim=24
+    )
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
+    return transformers.LlavaForConditionalGeneration(config).double()
+
+
+ATTENTION = ("q_proj", "v_proj", "o_proj")
+ZOO = (
+    Architecture(
+        "LlamaForCausalLM",
+        hugging_face("LlamaForCausalLM", "LlamaConfig", **LLAMA),
+        (*ATTENTION, "gate_proj", "down_proj"),
+        ("o_proj", "q_proj"),
+        "embed_tokens",
+        "lm_head",
+        saved="norm",
+    ),
+    Architecture(
+        "Qwen2ForCausalLM",
+        hugging_face("Qwen2ForCausalLM", "Qwen2Config", **{**LLAMA, "tie_word_embeddings": True}),
+        ("q_proj", "k_proj", "v_proj"),
+        ("v_proj", "q_proj"),
+        "embed_tokens",
+        "lm_head",
+        saved="norm",
+        biased=True,
+        untied=hugging_face(
+            "Qwen2ForCausalLM",
+            "Qwen2Config",
+            untied=True,
+            **{**LLAMA, "tie_word_embeddings": True},
+        ),
+    ),
+    Architecture(
+        "GPT2LMHeadModel",
+        hugging_face("GPT2LMHeadModel", "GPT2Config", **GPT2),
+        ("c_attn", "c_proj", "c_fc"),
+        None,
+        "wte",
+        "lm_head",
+        saved="ln_f",
+        biased=True,
+        untied=hugging_face("GPT2LMHeadModel", "GPT2Config", untied=True, **GPT2),
+    ),
+    Architecture(
+        "BertForMaskedLM",
+        hugging_face("BertForMaskedLM", "BertConfig", **TINY),
+        ("query", "value", "attention.output.dense"),
+        ("value", "query"),
+        "word_embeddings",
+        saved="LayerNorm",
+        biased=True,
+        untied=hugging_face("BertForMaskedLM", "BertConfig", untied=True, **TINY),
+    ),
+    Architecture(
+        "OPTForCausalLM",
+        hugging_face("OPTForCausalLM", "OPTConfig", **OPT),
+        ("q_proj", "fc1", "fc2"),
+        ("fc1", "fc2"),
+        "embed_tokens",
+        "lm_head",
+        saved="final_layer_norm",
+        biased=True,
+        untied=hugging_face("OPTForCausalLM", "OPTConfig", untied=True, **OPT),
+    ),
+    Architecture(
+        "T5ForConditionalGeneration",
+        hugging_face("T5ForConditionalGeneration", "T5Config", **T5),
+        ("q", "v", "wo"),
+        None,
+        "shared",
+        "lm_head",
+        saved="final_layer_norm",
+    ),
+    Architecture(
+        "MixtralForCausalLM",
+        hugging_face("MixtralForCausalLM", "MixtralConfig", **MIXTRAL),
+        ATTENTION,
+        ("o_proj", "q_proj"),
+        "embed_tokens",
+        "lm_head",
+        saved="norm",
+        stacked=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    Architecture(
+        "Qwen2MoeForCausalLM",
+        hugging_face("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **QWEN_MOE),
+        (*ATTENTION, "shared_expert.up_proj"),
+        ("o_proj", "q_proj"),
+        "embed_tokens",
+        "lm_head",
+        saved="norm",
+        stacked=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    Architecture(
+        "GptOssForCausalLM",
+        hugging_face("GptOssForCausalLM", "GptOssConfig", **GPT_OSS),
+        ATTENTION,
+        ("o_proj", "q_proj"),
+        "embed_tokens",
+        "lm_head",
+        saved="norm",
+        stacked=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    Architecture(
+        "LlavaForConditionalGeneration",
+        llava,
+        (*ATTENTION, "linear_1"),
+        ("o_proj", "v_proj"),
+        "embed_tokens",
+        "lm_head",
+        convolutions=("patch_embedding",),
+        saved="multi_modal_projector",
+    ),
+    Architecture(
+        "ViTForImageClassification",
+        hugging_face("ViTForImageClassification", "ViTConfig", **VIT),
+        ("query", "value", "q_proj", "v_proj"),
+        None,
+        convolutions=("projection",),
+        saved="classifier",
+        biased=True,
+    ),
+    Architecture(
+        "ResNetForImageClassification",
+        hugging_face("ResNetForImageClassification", "ResNetConfig", **RESNET),
+        ("classifier.1",),
+        None,
+        convolutions=("convolution",),
+        saved="normalization",
+        biased=True,
+    ),
+    Architecture(
+        "Wav2Vec2Model",
+        hugging_face("Wav2Vec2Model", "Wav2Vec2Config", **WAV2VEC2),
+        ("q_proj", "v_proj", "out_proj"),
+        ("out_proj", "q_proj"),
+        convolutions=("conv_layers.1.conv",),
+        saved="layer_norm",
+        biased=True,
+    ),
+    Architecture(
+        "layers of torch",
+        mixed,
+        ("last",),
+        None,
+        "embed",
+        convolutions=("one", "three"),
+        saved="one",
+        biased=True,
+        attention="attn",
+        grouped="grouped",
+    ),
+)
