@@ -1,6 +1,6 @@
 """How good is `predicted_kl`: predicted beside measured for merges of real models.
 
-    python benchmarks/prediction.py --work DIR [--demo demo] [--plot docs/prediction.png]
+    python benchmarks/prediction.py --work DIR [--demo demo] [--plot docs/prediction.svg]
 
 Three classifiers (MiniLM-L6 tuned on films, tweets, editorials) and, where `make demo` has
 made them, the two language models of the quickstart. Each is a parent of merges with

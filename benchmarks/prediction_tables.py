@@ -30,13 +30,14 @@ def _by_groups(found: Record, walk: Record) -> float:
     return together * math.fsum(ratio.get(g, 0) * v for g, v in found["predicted"].items())
 
 
+# Half-way to the partner is their plain average.
 METHODS: dict[str, Judge] = {
     "diagonal alone (`predicted_kl`)": diagonal,
     "calibrated to the base (`predicted_loss`)": lambda f, b, p: _by_calibration(f, b, "whole"),
     "calibrated half-way to the base": lambda f, b, p: _by_calibration(f, b, "half"),
     "the same, layer by layer": lambda f, b, p: _by_groups(f, b),
     "calibrated to the partner": lambda f, b, p: _by_calibration(f, p, "whole"),
-    "calibrated half-way to the partner": lambda f, b, p: _by_calibration(f, p, "half"),
+    "calibrated to the plain average": lambda f, b, p: _by_calibration(f, p, "half"),
     "the same, layer by layer ": lambda f, b, p: _by_groups(f, p),
     "whole Fisher along the merge, with rows": lambda f, b, p: f["quadratic"],
 }
@@ -113,7 +114,7 @@ def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [m for m in METHODS if "predicted_loss" in m or ("partner" in m and "half" in m)]
+    shown = [m for m in METHODS if "predicted_loss" in m or "plain average" in m]
     shown += ["whole Fisher along the merge, with rows"]
     figure, axes = pyplot.subplots(
         len(families), len(shown), figsize=(4 * len(shown), 3.6 * len(families)), squeeze=False
@@ -137,4 +138,4 @@ def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None
             axis.set_ylabel(f"{family}: measured KL", fontsize=8)
             axis.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, metadata={"Date": None} if out.suffix == ".svg" else None)
