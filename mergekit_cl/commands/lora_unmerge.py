@@ -14,10 +14,15 @@ from mergekit_cl.commands.streams import Streams
 @click.command("lora-unmerge")
 @click.argument("merged", metavar="MERGED")
 @click.option("--base", metavar="PATH", help="Where the base is now; default where it was.")
+@click.option(
+    "--approximate", is_flag=True, help="Subtract the update where tensors have changed since."
+)
 @output_options("unmerged")
 @everywhere
 @click.pass_obj
-def command(streams: Streams, /, merged: str, base: str | None, **output: Any) -> int:
+def command(
+    streams: Streams, /, merged: str, base: str | None, approximate: bool, **output: Any
+) -> int:
     """Take a lora-merge back: the base, bit for bit, proven by digests.
 
     \b
@@ -29,7 +34,12 @@ def command(streams: Streams, /, merged: str, base: str | None, **output: Any) -
     from mergekit_cl.methods.lora_unmerge import unmerge_method
     from mergekit_cl.plan import Selection
 
-    method = unmerge_method(open_checkpoint(merged), base=base, headers_only=output["dry_run"])
+    method = unmerge_method(
+        open_checkpoint(merged),
+        base=base,
+        approximate=approximate,
+        headers_only=output["dry_run"],
+    )
     options = OutputOptions(
         target=output["output"],
         force=output["force"],

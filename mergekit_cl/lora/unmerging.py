@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mergekit_cl.checkpoint import Checkpoint
@@ -18,7 +19,8 @@ from mergekit_cl.stream import TensorResult
 class Made(NamedTuple):
     """A merge that is to be undone, and where its base's tensors are read.
 
-    base_digest: of the base's weights, as recorded.
+    base_digest: of the base's weights, as recorded. changed: tensors that are no longer what the
+    merge wrote. subtracted: how those of them that it had changed are made.
     """
 
     merged: Checkpoint
@@ -26,6 +28,8 @@ class Made(NamedTuple):
     undoing: Undoing
     base: Checkpoint
     base_digest: str | None
+    changed: frozenset[str] = frozenset()
+    subtracted: Mapping[str, Step] = MappingProxyType({})
 
 
 def changed_since(
@@ -85,12 +89,14 @@ def plan_unmerge(
 def check_restored(made: Made, plan: Plan, results: Mapping[str, TensorResult]) -> str:
     """The digest of the weights that were made; MismatchError where they are not the base's."""
     for name, result in results.items():
+        if name in made.changed:
+            continue
         then = wanted(made, name)
         if then is None or result.digest != then.digest:
             raise _other_base(made, f"{name}: other values than its digest says")
     entries = [(n, step.dtype, step.shape, results[n].digest) for n, step in plan.steps.items()]
     digest = weights_digest(entries)
-    if made.base_digest not in (None, digest):
+    if not made.changed and made.base_digest not in (None, digest):
         raise _other_base(made, f"its weights were {made.base_digest:.16}, these are {digest:.16}")
     return digest
 
@@ -101,6 +107,8 @@ def wanted(made: Made, name: str) -> RecordedTensor | None:
 
 
 def _taken(made: Made, name: str) -> Step:
+    if name in made.subtracted:
+        return made.subtracted[name]
     now = made.merged.tensors.get(name)
     if name not in made.undoing.tensors:
         assert now is not None

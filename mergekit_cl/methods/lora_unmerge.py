@@ -12,6 +12,7 @@ from mergekit_cl.companions import copy_companions
 from mergekit_cl.digest import bytes_digest
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import InputError, MismatchError
+from mergekit_cl.lora.approximate import drift, merged_adapters, subtracting
 from mergekit_cl.lora.restored import companion, open_restored, open_undo
 from mergekit_cl.lora.undo import Undoing, read_undoing
 from mergekit_cl.lora.unmerging import (
@@ -27,21 +28,27 @@ from mergekit_cl.recorded import MANIFEST, Recorded, parse_recorded
 from mergekit_cl.stream import TensorResult
 
 
-def unmerge_method(merged: Checkpoint, *, base: str | None, headers_only: bool) -> Method:
+def unmerge_method(
+    merged: Checkpoint, *, base: str | None, approximate: bool, headers_only: bool
+) -> Method:
     """Undo the lora-merge that made `merged`.
 
     base: where the base is; by default where the record says, or the undo file. headers_only: do
-    not compare digests first, to plan alone. Raises InputError where nothing is recorded,
+    not compare digests first, to plan alone. approximate: subtract the update from tensors that
+    have changed since. Raises InputError where nothing is recorded,
     MismatchError where the checkpoint has changed since or the base is another one.
     """
     recorded = _recorded(merged)
     undoing = read_undoing(recorded.content["undo"], str(recorded.path))
     digests = None if headers_only else checkpoint_digests(merged)
-    if changed := changed_since(recorded, merged, digests):
+    changed = changed_since(recorded, merged, digests)
+    known = changed_since(recorded, merged, None)
+    if changed and (known or not approximate):
         raise MismatchError(
             f"{len(changed)} tensors have changed since the merge",
-            detail=f"{merged.path}: {', '.join(changed[:3])}",
-            hint="clmerge verify tells what differs; take the merge as it was, or its base",
+            detail=f"{merged.path}: {', '.join((known or changed)[:3])}",
+            hint="take the merge as it was, or its base"
+            + ("" if known else "; --approximate subtracts the update from what they are now"),
         )
     by_reference = base is not None or undoing.kind == "base"
     source = (
@@ -52,11 +59,15 @@ def unmerge_method(merged: Checkpoint, *, base: str | None, headers_only: bool) 
     inputs = recorded.content.get("inputs") or [{}]
     made = Made(merged, recorded, undoing, source, inputs[0].get("weights_digest"))
     check_same_base(made)
+    if changed:
+        adapters = merged_adapters(recorded.content)
+        steps = subtracting(made, changed, adapters)
+        made = made._replace(changed=frozenset(changed), subtracted=steps)
     if by_reference:
         _check_companions(made)
     return Method(
         "lora-unmerge",
-        {"kind": "base" if by_reference else "xor"},
+        {"kind": "base" if by_reference else "xor", "approximate": sorted(changed)},
         [merged],
         None,
         [None],
@@ -64,6 +75,7 @@ def unmerge_method(merged: Checkpoint, *, base: str | None, headers_only: bool) 
         planner=partial(plan_unmerge, made),
         record=partial(_record, made),
         companions=partial(_companions, made, by_reference),
+        beside=partial(_drift, made, by_reference) if changed else None,
     )
 
 
@@ -117,6 +129,26 @@ def _record(made: Made, plan: Plan, results: Mapping[str, TensorResult]) -> dict
     """The proof comes first: what is not the base is not published."""
     check_restored(made, plan, results)
     return {}
+
+
+def _drift(
+    made: Made,
+    by_reference: bool,
+    out: Path,
+    side: Path,
+    plan: Plan,
+    results: Mapping[str, TensorResult],
+) -> dict[str, Any]:
+    """How far tensors that were not restored are from the base; None where nobody can know."""
+    del side, plan, results
+    with open_checkpoint(out) as restored:
+        return {
+            "drift": {
+                name: drift(restored, made.base, name) if by_reference else None
+                for name in sorted(made.changed)
+                if name in restored.tensors
+            }
+        }
 
 
 def _companions(made: Made, by_reference: bool, out: Path) -> None:

@@ -69,6 +69,12 @@ def print_merge(outcome: MergeOutcome) -> None:
         console.print("not published: --strict (--publish-anyway publishes all the same)")
     else:
         console.print(f"output: {escape(str(outcome.target))}")
+    drift = outcome.manifest.get("drift") or {}
+    if drift:
+        console.print("not the base: tensors that had changed since, and how far they are from it")
+    for name, apart in drift.items():
+        told = "unknown, for want of the base" if apart is None else f"rel_l2 {number(apart)}"
+        console.print(f"  {log_line(name)}  {told}", markup=False)
     undo = outcome.manifest.get("undo") or {}
     if "bytes" in undo:
         share = undo["bytes"] / max(undo["tensor_bytes"], 1)

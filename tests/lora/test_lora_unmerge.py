@@ -240,3 +240,33 @@ def test_random_merges_are_taken_back(tmp_path: Path, seeds: range) -> None:
             )
             assert result.code == 0, (seed, result.err)
             assert same(base, place / f"back-{kind}"), seed
+
+
+@pytest.mark.parametrize("kind", ["base", "xor"])
+def test_what_changed_since_keeps_its_change_and_loses_the_update(place: Path, kind: str) -> None:
+    merged = merge(place, "--undo", kind)
+    weights, base = load_file(merged / WEIGHTS), load_file(place / "base" / WEIGHTS)
+    name, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    shift = torch.zeros_like(weights[name])
+    shift[0, 0] = 64.0
+    weights[name] += shift
+    weights[norm][0] = 3.0
+    save_file(weights, merged / WEIGHTS, {"format": "pt"})
+    result = clmerge("lora-unmerge", merged, "--approximate", "-o", place / "back")
+    assert result.code == 0, result.err
+    found = load_file(place / "back" / WEIGHTS)
+    assert all(torch.equal(found[n], base[n]) for n in base if n not in (name, norm))
+    assert torch.equal(found[norm], weights[norm])
+    apart = (found[name] - base[name]).double()
+    assert float(apart[0, 0]) == pytest.approx(64.0, rel=0.01)
+    apart[0, 0] = 0
+    assert float(apart.norm()) < 0.02 * float(base[name].double().norm())
+    drift = json.loads((place / "back" / "clmerge" / "manifest.json").read_text())["drift"]
+    assert drift.keys() == {name, norm}
+    if kind == "xor":
+        assert set(drift.values()) == {None}
+        assert "unknown" in result.err
+    else:
+        for one in (name, norm):
+            away = (found[one].double() - base[one].double()).norm() / base[one].double().norm()
+            assert drift[one] == pytest.approx(float(away), rel=1e-9)
