@@ -15,8 +15,10 @@ from mergekit_cl.lora.adapter import Adapter, open_adapter
 from mergekit_cl.lora.applying import Applying, kernel_bytes
 from mergekit_cl.lora.edits import Bias, Edit, LowRank
 from mergekit_cl.lora.factors import Kept
+from mergekit_cl.lora.keymap import KeyMap
 from mergekit_cl.lora.planning import by_tensor
 from mergekit_cl.lora.resolve import edits_of
+from mergekit_cl.lora.tied import tied_head, virtual
 from mergekit_cl.plan import Operand, Step
 
 if TYPE_CHECKING:
@@ -57,8 +59,9 @@ def subtracting(
     Raises MismatchError naming a tensor that was changed by more than a sum.
     """
     touched = [name for name in changed if name in made.undoing.tensors]
+    keys = KeyMap(made.merged, virtual(made.merged, tied_head(made.merged)))
     edits: list[tuple[Adapter, Sequence[Edit]]] = [
-        (adapter, edits_of(adapter, made.merged, scale=-scale))
+        (adapter, edits_of(adapter, made.merged, keys, scale=-scale))
         for adapter, scale in (adapters if touched else ())
     ]
     edited = by_tensor(edits)
@@ -91,8 +94,8 @@ def subtracting(
             "merged",
             (Operand(made.merged, info),),
             applying.kernel_of(0),
-            (),
-            (),
+            (0,),
+            (None,),
             compute="F64",
             kernel_of=applying.kernel_of,
             kernel_bytes=kernel_bytes(info.shape, own.changes),

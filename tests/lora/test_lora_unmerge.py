@@ -270,3 +270,40 @@ def test_what_changed_since_keeps_its_change_and_loses_the_update(place: Path, k
         for one in (name, norm):
             away = (found[one].double() - base[one].double()).norm() / base[one].double().norm()
             assert drift[one] == pytest.approx(float(away), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": LINEARS, "use_dora": True},
+        {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["norm", "lm_head"]},
+        {"target_modules": ["v_proj"], "trainable_token_indices": {"embed_tokens": [1, 5]}},
+    ],
+    ids=["dora", "embedding and whole modules", "token rows"],
+)
+@pytest.mark.parametrize("kind", ["base", "xor"])
+def test_what_is_no_plain_sum_is_taken_back_too(
+    place: Path, config: dict[str, Any], kind: str
+) -> None:
+    shutil.rmtree(place / "one")
+    save_adapter(llama(), place / "one", seed=1, r=4, lora_alpha=6, **config)
+    merged = merge(place, "--undo", kind)
+    assert clmerge("lora-unmerge", merged, "-o", place / "back").code == 0
+    assert same(place / "base", place / "back")
+
+
+def test_a_resized_vocabulary_is_taken_back_with_its_config(place: Path) -> None:
+    shutil.rmtree(place / "one")
+    larger = llama()
+    larger.resize_token_embeddings(48)
+    save_adapter(larger, place / "one", r=4, target_modules=["q_proj"])
+    factors = load_file(place / "one" / "adapter_model.safetensors")
+    for name in ("model.embed_tokens", "lm_head"):
+        factors[f"base_model.model.{name}.weight"] = torch.randn(48, 24)
+    save_file(factors, place / "one" / "adapter_model.safetensors", {"format": "pt"})
+    merged = merge(place, "--undo", "xor")
+    assert json.loads((merged / "config.json").read_text())["vocab_size"] == 48
+    assert json.loads((place / "base" / "config.json").read_text())["vocab_size"] == 40
+    (place / "base").rename(place / "gone")
+    assert clmerge("lora-unmerge", merged, "-o", place / "back").code == 0
+    assert same(place / "gone", place / "back")
