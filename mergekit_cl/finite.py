@@ -20,6 +20,12 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     """
     import torch
 
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16):
+        # An exponent of ones; torch sums 16-bit types ten times slower than it compares them.
+        ones = 0x7F80 if tensor.dtype == torch.bfloat16 else 0x7C00
+        if not tensor.numel() or int(tensor.view(torch.int16).bitwise_and(ones).amax()) < ones:
+            return 0
+        return int((~tensor.isfinite()).count_nonzero())
     wide = None if tensor.dtype == torch.float64 else torch.float32
     if bool(torch.sum(tensor, dtype=wide).isfinite()):
         return 0

@@ -36,7 +36,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         synthetic.write_sidecar(tmp_path / name, seed)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(card, "open_backend", lambda named: FakeBackend())
-    monkeypatch.setattr("mergekit_cl.merge.fisher.can_be_asked", lambda tensor: False)
+    for module in ("fisher", "rounding"):
+        monkeypatch.setattr(f"mergekit_cl.merge.{module}.can_be_asked", lambda tensor: False)
     plain = benchmark.plain_seconds
     monkeypatch.setattr(
         benchmark, "plain_seconds", lambda name, work, out, device: plain(name, work, out, "cpu")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from mergekit_cl.merge.kernel import can_be_asked
+
+BELOW_A_TIE = 0xFFF
+"""Bits of a float32 that are zero in every value halfway between two of bfloat16 or float16."""
+
 
 def round_into(out: torch.Tensor, exact: torch.Tensor) -> None:
     """Round `exact` to the dtype of `out`, once, to nearest even.
@@ -13,7 +18,16 @@ def round_into(out: torch.Tensor, exact: torch.Tensor) -> None:
     sticky bit (Boldo and Melquiond 2008), so the second rounding is the only one.
     """
     if exact.dtype == torch.float64 and out.dtype in (torch.bfloat16, torch.float16):
-        out.copy_(round_to_odd(exact))
+        if not can_be_asked(exact):
+            out.copy_(round_to_odd(exact))
+            return
+        nearest = exact.to(torch.float32)
+        out.copy_(nearest)
+        # Rounding twice is wrong only where the first result is a tie of the second: few are.
+        below = nearest.view(torch.int32).bitwise_and_(BELOW_A_TIE)
+        doubtful = below.eq(0).nonzero().flatten()
+        if len(doubtful):
+            out[doubtful] = round_to_odd(exact[doubtful]).to(out.dtype)
     else:
         out.copy_(exact)
 

@@ -109,3 +109,16 @@ def test_float32_results_are_rounded_to_nearest_even(dtype: torch.dtype) -> None
     )
     expected = [nearest(Fraction(v), dtype) for v in values.double().tolist()]
     assert rounded(values, dtype).double().tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_short_way_gives_the_bits_of_rounding_to_odd(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(2**16, generator=generator).to(dtype).double()
+    scale = 2.0 ** torch.randint(-30, 20, near.shape, generator=generator)
+    above = torch.nextafter((near * scale).to(dtype), torch.tensor(torch.inf, dtype=dtype)).double()
+    ties = ((near * scale).to(dtype).double() + above) / 2
+    for exact in (near * scale * 1.0001, ties, ties * (1 + 2**-40), ties * (1 - 2**-45), near):
+        out = torch.empty(len(exact), dtype=dtype)
+        round_into(out, exact)
+        assert torch.equal(out.view(torch.int16), round_to_odd(exact).to(dtype).view(torch.int16))

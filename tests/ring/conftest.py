@@ -11,7 +11,7 @@ from fake_device import FakeBackend
 
 from mergekit_cl import stream
 from mergekit_cl.block import BLOCK
-from mergekit_cl.merge import fisher
+from mergekit_cl.merge import fisher, rounding
 from mergekit_cl.ring import budget, card
 from mergekit_cl.ring.worker import RingWorker
 
@@ -19,7 +19,8 @@ from mergekit_cl.ring.worker import RingWorker
 @pytest.fixture(autouse=True)
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels take the way they take on a card, whose values cost a wait."""
-    monkeypatch.setattr(fisher, "can_be_asked", lambda tensor: False)
+    for module in (fisher, rounding):
+        monkeypatch.setattr(module, "can_be_asked", lambda tensor: False)
 
 
 @pytest.fixture
