@@ -5,7 +5,8 @@
 The same linear merge of two bf16 models, inputs warm in the page cache; the smallest of `--runs`
 counts. `sync` is what forcing everything to the disk takes after the command has ended: clmerge has
 done so itself. Memory is the peak of anonymous memory of the command and its children. sd-mecha
-takes single files only and is given them. Peers live in virtual environments of their own:
+takes single files only and is given them. With Fisher sidecars beside the models the second row
+would read those too: use a folder of its own. Peers live in virtual environments of their own:
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0
     VENV/bin/pip install mergekit==0.1.5      (or sd-mecha==1.1.8)

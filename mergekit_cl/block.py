@@ -318,6 +318,8 @@ def keep_agreement(exact: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch
     """An infinity in which all inputs agree is kept: differences of it are NaN."""
     import torch
 
+    if not inputs:
+        return exact
     agree = inputs[0].isinf()
     for other in inputs[1:]:
         agree &= inputs[0] == other

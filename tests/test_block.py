@@ -10,7 +10,7 @@ import torch
 from blake3 import blake3
 from making import fisher_like, linear, write_model, write_sidecar
 
-from mergekit_cl.block import BLOCK, BlockWorker, SpanResult
+from mergekit_cl.block import BLOCK, BlockWorker, SpanResult, keep_agreement
 from mergekit_cl.divergence.sums import total
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.merging import OutputOptions, make_plan
@@ -212,3 +212,8 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     worker.run(step, 0, 10, lambda data, offset: None)
     held = sum(buffer.nbytes for buffer in worker._buffers.values())
     assert 0 < held <= BlockWorker.buffer_bytes(step)
+
+
+def test_what_has_no_parents_keeps_its_infinities() -> None:
+    exact = torch.tensor([1.0, torch.inf])
+    assert keep_agreement(exact, []) is exact
