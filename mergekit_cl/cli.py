@@ -29,7 +29,7 @@ COMMANDS = {
     "ema-merge": "Move a state towards newer models: an exponential moving average.",
     "lora-merge": "Merge LoRA adapters into their base, with one rounding.",
     "lora-unmerge": "Take a lora-merge back: the base, bit for bit, proven by digests.",
-    "lora-extract": "Extract a LoRA adapter out of a difference of two models.",
+    "lora-extract": "Extract a LoRA adapter out of what a tuned model differs from its base by.",
     "diff": "Tell how far a checkpoint is from another, such as a merge from a parent.",
     "check": "Hold a merge to a policy of how far it may be from its parents.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",

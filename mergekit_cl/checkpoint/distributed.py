@@ -10,6 +10,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ class _Planner(DefaultLoadPlanner):
         self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
 
 
+def _member(kind: Any, name: str) -> Any:
+    """A member of an Enum by its name, and nothing else that getattr could reach."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise FormatError(
+            "the metadata holds more than a description of tensors, and is not opened",
+            detail=f"getattr of {kind!r}",
+            hint="save the checkpoint again with torch.distributed.checkpoint",
+        )
+    return kind[name]
+
+
 class _Descriptions(pickle.Unpickler):
     """An unpickler that knows torch's descriptions of tensors and nothing else."""
 
@@ -102,6 +114,8 @@ class _Descriptions(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
+        if (module, name) == ("builtins", "getattr"):  # how some pickle members of an Enum
+            return _member
         raise FormatError(
             "the metadata holds more than a description of tensors, and is not opened",
             detail=f"{module}.{name}",
