@@ -144,7 +144,8 @@ def test_the_working_directory_is_filled_where_it_lies(
     inode = here.stat().st_ino
     assert clmerge("linear-merge", "../a", "../b", "-o", ".").code == 0
     assert here.stat().st_ino == inode
-    assert {path.name for path in here.iterdir()} == {"model.safetensors", "config.json", "clmerge"}
+    made = {"model.safetensors", "config.json", "README.md", "clmerge"}
+    assert {path.name for path in here.iterdir()} == made
 
 
 def test_missing_folders_above_the_output_are_made(place: Path) -> None:
