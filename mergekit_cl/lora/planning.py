@@ -14,7 +14,8 @@ from mergekit_cl.lora.adapter import Adapter
 from mergekit_cl.lora.applying import Applied, Applying, kernel_bytes
 from mergekit_cl.lora.edits import Edit, Replace
 from mergekit_cl.lora.factors import Kept
-from mergekit_cl.plan import Operand, Plan, Selection, Step
+from mergekit_cl.merge.kernel import Merged
+from mergekit_cl.plan import Action, Operand, Plan, Selection, Step
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +88,11 @@ def plan_lora(
         if own is not None and name not in selection:
             excluded += 1
             own = None
-        if own is None:
-            if info is not None:
-                steps[name] = _copied(name, Operand(base, info), dtype)
-            continue
-        steps[name] = _edited(name, base, info, own, carry, dtype, kept, allow_nonfinite)
+        if own is not None:
+            keeps = keep_residuals is not None
+            steps[name] = _edited(name, base, info, own, carry, dtype, kept, allow_nonfinite, keeps)
+        elif info is not None:
+            steps[name] = _copied(name, Operand(base, info), carry, dtype)
     shapes = [(step.name, step.dtype, step.shape) for step in steps.values()]
     layout = lay_out(shapes, stem="model", shard_size=shard_size, metadata={"format": "pt"})
     told = list(notes)
@@ -105,12 +106,30 @@ def plan_lora(
     return Plan(steps, layout, tuple(told), residuals, config=config, tokenizer=tokenizer)
 
 
-def _copied(name: str, source: Operand, dtype: str | None) -> Step:
+def _copied(name: str, source: Operand, carry: Carry | None, dtype: str | None) -> Step:
+    """A tensor that stays; what rounding once took from it stays with it."""
     info = source.info
     kept = dtype if dtype is not None and info.is_float else info.dtype
     parents = (0,) if info.is_float else ()
     fishers = (None,) * len(parents)
-    return Step(name, kept, info.shape, "copied", (source,), None, parents, fishers)
+    residual = _residual(carry, info.name)
+    if residual is None:
+        return Step(name, kept, info.shape, "copied", (source,), None, parents, fishers)
+    action: Action = "copied" if kept == info.dtype else "merged"
+    operands = (source, residual)
+    return Step(
+        name, kept, info.shape, action, operands, _unchanged, parents, fishers, (1,), compute="F64"
+    )
+
+
+def _residual(carry: Carry | None, name: str) -> Operand | None:
+    """What rounding took from a tensor of the base, where that was kept."""
+    info = None if carry is None else carry.checkpoint.tensors.get(name)
+    return None if carry is None or info is None else Operand(carry.checkpoint, info)
+
+
+def _unchanged(operands: Sequence[torch.Tensor], scratch: Sequence[torch.Tensor]) -> Merged:
+    return Merged(scratch[0].copy_(operands[0]))
 
 
 def _edited(
@@ -122,6 +141,7 @@ def _edited(
     dtype: str | None,
     kept: Kept,
     allow_nonfinite: bool,
+    keeps_residuals: bool,
 ) -> Step:
     if own.replaced is not None:
         adapter, edit = own.replaced
@@ -136,15 +156,17 @@ def _edited(
     residuals: tuple[int | None, ...] = ()
     if own.replaced is None:
         parents = (0,)
-        if carry is not None and name in carry.checkpoint.tensors:
-            operands += (Operand(carry.checkpoint, carry.checkpoint.tensors[name]),)
+        assert info is not None
+        if (residual := _residual(carry, info.name)) is not None:
+            operands += (residual,)
             residuals = (1,)
     elif info is not None and info.shape == shape:
         operands += (Operand(base, info),)
         parents = (1,)
     fishers = (None,) * len(parents)
     if not own.changes:
-        return Step(name, out, shape, "merged", operands, None, parents, fishers)
+        kernel = _unchanged if keeps_residuals else None
+        return Step(name, out, shape, "merged", operands, kernel, parents, fishers, compute="F64")
     applying = Applying(
         shape,
         own.changes,
