@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fisher.batch import Batch
 from fisher.labels import softmaxes
+from mergekit_cl.decide.ratio import ratio
 from mergekit_cl.errors import DataError, InputError, MismatchError
 from mergekit_cl.training.encode import Encoded, auto_batch_size, encode
 from mergekit_cl.training.model import BuiltModel, build
@@ -95,13 +96,7 @@ def accuracy(losses: RowLosses) -> Mean | None:
 
 
 def _per_token(values: Sequence[float], tokens: Sequence[int]) -> Mean:
-    """sum x / sum t; its error is that of a ratio: sqrt(n / (n - 1) sum (x - mean t)^2) / sum t."""
-    count, whole = len(values), sum(tokens)
-    mean = math.fsum(values) / whole
-    if count < 2:
-        return Mean(mean, None)
-    spread = math.fsum((x - mean * t) ** 2 for x, t in zip(values, tokens, strict=True))
-    return Mean(mean, math.sqrt(count / (count - 1) * spread) / whole)
+    return Mean(*ratio(np.array(values), np.array(tokens, dtype=np.float64)))
 
 
 def _measure(
