@@ -13,6 +13,15 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Place = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
+Model = Annotated[str, Field(min_length=1, json_schema_extra={"format": "checkpoint"})]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="a name of letters, digits, '.', '_' and '-'",
+    ),
+]
 
 
 class Section(BaseModel):
@@ -30,9 +39,9 @@ class Task(Section):
     by content hash. Validation rows are never trained on, wherever they turn up again.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    data: Annotated[list[str], Field(min_length=1)]
-    validation: list[str] = []
+    name: Name
+    data: Annotated[list[Place], Field(min_length=1)]
+    validation: list[Place] = []
     validation_share: Share = 0.1
     text_field: str | None = None
     label_field: str | None = None
@@ -72,7 +81,7 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 2e-5
     weight_decay: NotNegative = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
     momentum: Share = 0.0
     clip: NotNegative = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -104,8 +113,8 @@ class Ewc(Section):
     update: Literal["coupled", "proximal"] = "coupled"
     mode: Literal["sum", "online"] = "sum"
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    sidecars: list[str] = []
-    anchors: list[str] = []
+    sidecars: list[Place] = []
+    anchors: list[Model] = []
     estimator: Literal["mc", "exact", "empirical"] | None = None
     samples: Count = 256
 
@@ -123,7 +132,7 @@ class Replay(Section):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
     unit: Literal["rows", "tokens"] = "rows"
     policy: Literal["reservoir", "balanced", "gdumb"] = "reservoir"
-    buffer: str | None = None
+    buffer: Place | None = None
 
 
 class Ema(Section):
@@ -146,10 +155,10 @@ class Gate(Section):
     margin: Positive = 0.02
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     min_rows: Count = 500
-    suites: dict[str, list[str]] = {}
-    anchor: str | None = None
+    suites: dict[str, list[Place]] = {}
+    anchor: Model | None = None
     inconclusive: Literal["keep", "drop"] = "keep"
-    ledger: str | None = None
+    ledger: Place | None = None
 
 
 class Drift(Section):
@@ -158,15 +167,15 @@ class Drift(Section):
     detector: Literal["page-hinkley", "cusum", "adwin"] = "page-hinkley"
     mean_time_between_false_alarms: Annotated[Count, Field(alias="arl")] = 10_000
     calibration: Annotated[int, Field(ge=20)] = 200
-    state: str | None = None
+    state: Place | None = None
     stop: bool = False
 
 
 class Config(Section):
     """A run: a model, its tasks in order, and what keeps it from forgetting."""
 
-    model: str
-    output: str = "run"
+    model: Model
+    output: Place = "run"
     seed: int = 0
     task: Annotated[list[Task], Field(min_length=1)]
     lora: Lora | None = None
