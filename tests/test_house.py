@@ -105,6 +105,16 @@ def test_formulas_know_no_files(room: str) -> None:
             assert own or top(one.target) in allowed - files, one
 
 
+def test_decisions_are_pure() -> None:
+    files = {"os", "io", "pathlib", "mmap", "shutil", "tempfile", "subprocess"}
+    allowed = {"numpy"} | sys.stdlib_module_names - files
+    mine = [one for one in IMPORTS if within(one.module, "mergekit_cl.decide")]
+    wrong = (one for one in mine if top(one.target) not in allowed)
+    assert not [
+        one for one in wrong if not within(one.target, "mergekit_cl.decide", "mergekit_cl.errors")
+    ]
+
+
 def test_the_library_does_not_know_the_command_line() -> None:
     front = ("mergekit_cl.commands", "mergekit_cl.cli", "mergekit_cl.__main__")
     library = [one for one in IMPORTS if not within(one.module, *front)]
