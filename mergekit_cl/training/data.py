@@ -1,8 +1,8 @@
 """Rows of text from the files a user names.
 
 Formats, by suffix: jsonl and ndjson (an object a line), json (one array, or an object a line), csv
-and tsv (with a header line), txt (running text, cut into passages). See fields.py for what the
-fields mean, passages.py for how text is cut, choose.py for which rows are used.
+and tsv (with a header line), parquet, txt (running text, cut into passages). See fields.py for what
+the fields mean, passages.py for how text is cut, choose.py for which rows are used.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from mergekit_cl.checkpoint.nearest import nearest_path
 from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.errors import DataError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text")
 
 
 def find_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:

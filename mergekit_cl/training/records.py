@@ -1,6 +1,7 @@
 """What the lines of one data file say, before anyone asks what they mean.
 
-A record is (where, fields): where is "file:line" for messages, fields maps names to values.
+A record is (where, fields): where is "file:line" for messages (of parquet, which has no lines,
+"file:row"), fields maps names to values.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from mergekit_cl.errors import DataError
 from mergekit_cl.training.lines import read_lines
+from mergekit_cl.training.parquet import SUFFIX, read_parquet
 from mergekit_cl.training.passages import passages
 
 Record = tuple[str, dict[str, Any]]
@@ -21,13 +23,15 @@ CELL_CHARACTERS = 2**31 - 1
 
 
 def read_records(path: Path, *, passage: int) -> Iterator[Record]:
-    """The records of a jsonl, json, csv, tsv or txt file, by its suffix, one at a time.
+    """The records of a jsonl, json, csv, tsv, parquet or txt file, by its suffix, one at a time.
 
     passage: size in characters of the pieces of a txt file. Raises DataError with file and line.
     """
     suffix = path.suffix.lower()
     if suffix in TABLES:
         return _from_table(path, TABLES[suffix])
+    if suffix == SUFFIX:
+        return read_parquet(path)
     if suffix in (".txt", ".text"):
         return _from_text(path, passage)
     if suffix == ".json" and _begins_with_bracket(path):

@@ -232,6 +232,6 @@ def test_paths_are_checked_before_any_row_is_read(tmp_path: Path) -> None:
         read_rows([tmp_path])
     with pytest.raises(DataError, match="no data was given"):
         read_rows([])
-    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    (tmp_path / "d.arrow").write_bytes(b"ARROW1")
     with pytest.raises(DataError, match="not known"):
-        read_rows([tmp_path / "d.parquet"])
+        read_rows([tmp_path / "d.arrow"])

@@ -51,7 +51,10 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(config=configs())
 def test_a_config_that_is_written_reads_as_the_same(tmp_path: Path, config: Config) -> None:
     write_config(tmp_path / "config.yaml", config)
