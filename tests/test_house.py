@@ -115,6 +115,20 @@ def test_decisions_are_pure() -> None:
     ]
 
 
+def test_holding_back_knows_no_engine_and_no_files() -> None:
+    allowed = {"torch", "numpy", "transformers"} | sys.stdlib_module_names
+    files = {"os", "io", "pathlib", "mmap", "shutil", "tempfile"}
+    plain = ("continual", "errors", "merge", "digest", "training.rows")
+    own = [f"mergekit_cl.{name}" for name in plain]
+    mine = [one for one in IMPORTS if within(one.module, "mergekit_cl.continual")]
+    foreign = [o for o in mine if not (within(o.target, *own) or top(o.target) in allowed - files)]
+    assert mine
+    assert offenders(iter(foreign)) == []
+    engines = [one for one in mine if top(one.target) == "transformers"]
+    wrong = (o for o in engines if o.now or o.module != "mergekit_cl.continual.trainer")
+    assert offenders(wrong) == []
+
+
 def test_the_library_does_not_know_the_command_line() -> None:
     front = ("mergekit_cl.commands", "mergekit_cl.cli", "mergekit_cl.__main__")
     library = [one for one in IMPORTS if not within(one.module, *front)]
@@ -129,7 +143,7 @@ def test_only_the_report_knows_the_display() -> None:
 
 def test_model_libraries_stay_where_models_are_built() -> None:
     heavy = {"transformers", "peft", "accelerate"}
-    places = ("mergekit_cl.training", "fisher")
+    places = ("mergekit_cl.training", "mergekit_cl.continual.trainer", "fisher")
     found = [one for one in IMPORTS if top(one.target) in heavy]
     assert found
     assert offenders(one for one in found if not within(one.module, *places)) == []
