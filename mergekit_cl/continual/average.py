@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergekit_cl.errors import MismatchError, OptionError
 from mergekit_cl.merge.ema import decay_of_half_life, decays, ema_update
@@ -23,6 +23,16 @@ PIECE = 2**17
 """Elements per call of the formula: what it works on stays in the cache."""
 
 
+class Weights(Protocol):
+    """What is averaged: a `torch.nn.Module`, or the part of one that is trained."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Tied ones once."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Such as batch statistics."""
+
+
 class WeightAverage:
     """A float32 average of every parameter and float buffer, on the model's device.
 
@@ -32,7 +42,7 @@ class WeightAverage:
     """
 
     def __init__(
-        self, model: nn.Module, *, half_life: float, unit: Unit = "steps", warmup: bool = False
+        self, model: Weights, *, half_life: float, unit: Unit = "steps", warmup: bool = False
     ) -> None:
         if not half_life > 0:
             raise OptionError("a half-life is above 0", detail=f"half-life {half_life} {unit}")
@@ -43,7 +53,7 @@ class WeightAverage:
         self.tensors = start(model)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, steps: int = 1, tokens: int | None = None) -> None:
+    def update(self, model: Weights, *, steps: int = 1, tokens: int | None = None) -> None:
         """Move towards the model's weights, after `steps` optimizer steps or `tokens` tokens.
 
         An average with its half-life in tokens needs `tokens`.
@@ -57,13 +67,13 @@ class WeightAverage:
         self.updates += 1
 
     @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
+    def copy_to(self, model: Weights) -> None:
         """Give a model the averaged weights, rounded to its own dtypes."""
         for name, tensor in matched(self.tensors, model).items():
             tensor.copy_(self.tensors[name])
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self, model: Weights) -> Iterator[None]:
         """The model with the averaged weights inside `with`, with its own bits again after it."""
         own = {name: tensor.clone() for name, tensor in matched(self.tensors, model).items()}
         self.copy_to(model)
@@ -103,7 +113,7 @@ class WeightAverage:
         self.updates = int(state["updates"])
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
+def state_of(model: Weights) -> dict[str, Tensor]:
     """Parameters and buffers by name, tied ones once."""
     return {
         **{name: parameter.detach() for name, parameter in model.named_parameters()},
@@ -111,7 +121,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def start(model: nn.Module) -> dict[str, Tensor]:
+def start(model: Weights) -> dict[str, Tensor]:
     """A copy to average into: float32 and contiguous where the model has floating point."""
     return {
         name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype).clone(
@@ -121,7 +131,7 @@ def start(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def matched(average: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def matched(average: Mapping[str, Tensor], model: Weights) -> dict[str, Tensor]:
     """The model's tensors; raises MismatchError where they are not those of the average."""
     found = state_of(model)
     same_tensors(average, found, "model")
@@ -129,7 +139,7 @@ def matched(average: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def follow(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:
+def follow(average: Mapping[str, Tensor], model: Weights, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model; integer tensors become the model's."""
     for name, online in matched(average, model).items():
         if average[name].is_floating_point():

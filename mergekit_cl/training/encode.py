@@ -54,12 +54,19 @@ class Encoded:
 
 
 def encode(
-    rows: Sequence[Row], tokenizer: Any, *, task: Task, config: Mapping[str, Any], max_length: int
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    task: Task,
+    config: Mapping[str, Any],
+    max_length: int,
+    completion_only: bool = True,
 ) -> Encoded:
     """Tokenize rows for a model whose config.json holds `config`.
 
     A row is one example: what goes beyond `max_length` tokens, or beyond what the model can read,
-    is cut off and counted. Raises DataError for rows the task cannot use and where no row is left.
+    is cut off and counted. completion_only: prompts and what others say in a chat carry no loss.
+    Raises DataError for rows the task cannot use and where no row is left.
     """
     limit = length_limit(tokenizer, config)
     length = max_length if limit is None else min(max_length, limit)
@@ -72,7 +79,7 @@ def encode(
             labels: tuple[int, ...] = (_class(row, names),)
             unlabelled += labels[0] == UNKNOWN
         else:
-            ids, labels, cut = _for_language_model(row, tokenizer, length)
+            ids, labels, cut = _for_language_model(row, tokenizer, length, completion_only)
         truncated += cut
         _check_vocabulary(ids, config, row)
         if ids and any(label != IGNORE for label in labels):
@@ -129,13 +136,16 @@ def auto_batch_size(parameters: int, longest: int) -> int:
 
 
 def _for_language_model(
-    row: Row, tokenizer: Any, length: int
+    row: Row, tokenizer: Any, length: int, completion_only: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     """Tokens, and for each the one that follows it where the model is asked for that."""
     tokens = tokenize(row, tokenizer)
     ids, asked = tokens.ids[:length], tokens.asked[:length]
     following = zip(ids[1:], asked[1:], strict=True)
-    labels = (*(token if wanted else IGNORE for token, wanted in following), IGNORE)
+    labels = (
+        *(token if wanted or not completion_only else IGNORE for token, wanted in following),
+        IGNORE,
+    )
     return ids, labels[: len(ids)], len(tokens.ids) > length
 
 

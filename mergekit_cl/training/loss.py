@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fisher.labels import softmaxes
 from mergekit_cl.decide.ratio import ratio
 from mergekit_cl.errors import DataError, InputError, MismatchError
 from mergekit_cl.training.encode import Encoded, auto_batch_size, encode
-from mergekit_cl.training.model import BuiltModel, build
+from mergekit_cl.training.model import build
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer, pad_id
 
@@ -75,7 +75,9 @@ def measure_losses(
             detail=f"{checkpoint.path}: another tokenizer, template or length limit",
             hint="compare models of one tokenizer, or leave --data out",
         )
-    return _measure(built, encoded, checkpoint, advance), encoded
+    return row_losses(
+        built.model, encoded, where=f"{checkpoint.path} on --data", advance=advance
+    ), encoded
 
 
 def mean_loss(losses: RowLosses) -> Mean:
@@ -99,29 +101,39 @@ def _per_token(values: Sequence[float], tokens: Sequence[int]) -> Mean:
     return Mean(*ratio(np.array(values), np.array(tokens, dtype=np.float64)))
 
 
-def _measure(
-    built: BuiltModel, encoded: Encoded, checkpoint: Checkpoint, advance: Callable[[int], None]
+def row_losses(
+    model: Any,
+    encoded: Encoded,
+    *,
+    where: str,
+    advance: Callable[[int], None],
+    batch_size: int | None = None,
 ) -> RowLosses:
-    device = next(built.model.parameters()).device
+    """The loss of a model in eval mode on encoded rows, in their order.
+
+    where: what is measured on what, for messages. advance: is told of rows as they are done. Raises
+    InputError where outputs are not finite.
+    """
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    size = batch_size or auto_batch_size(sum(p.numel() for p in parameters), encoded.longest)
     nats: list[float] = []
     tokens: list[int] = []
     correct: list[bool] = []
     with torch.inference_mode():
-        for batch in encoded.batches(auto_batch_size(built.parameters, encoded.longest)):
+        for batch in encoded.batches(size):
             here = batch.to(device)
-            logits = built.model(**here.inputs).logits
+            logits = model(**here.inputs).logits
             found = _row_nats(logits, here)
             if not bool(found.isfinite().all()):
-                raise InputError(
-                    "the model's outputs are not finite", detail=f"{checkpoint.path} on --data"
-                )
+                raise InputError("the model's outputs are not finite", detail=where)
             nats += found.tolist()
             tokens += (here.labels.reshape(len(here), -1) >= 0).sum(dim=1).tolist()
-            if built.kind == "classifier":
+            if encoded.task == "classifier":
                 correct += (logits.argmax(dim=-1) == here.labels).tolist()
             advance(len(batch))
     ids = tuple(row.id for row in encoded.rows)
-    right = tuple(correct) if built.kind == "classifier" else None
+    right = tuple(correct) if encoded.task == "classifier" else None
     return RowLosses(ids, tuple(nats), tuple(tokens), right)
 
 

@@ -1,0 +1,112 @@
+"""Devices and processes, by accelerate: where the model lies, how gradients meet, who speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass
+class Engine:
+    """One process among those of a run. module: what is called to train, once it is prepared."""
+
+    accelerator: Any
+    precision: str = "float32"
+    module: Any = None
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of every weight (FSDP2)."""
+        return bool(self.accelerator.is_fsdp2)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def prepare(self, module: nn.Module) -> None:
+        """Place the model, and let its gradients meet where there are several processes."""
+        self.module = self.accelerator.prepare(module)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Within, products are taken in the precision that was asked for."""
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one part of a batch."""
+        self.accelerator.backward(loss)
+
+    def apart(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a part's forward and backward: only after the last one do gradients meet."""
+        if last:
+            return nullcontext()
+        apart: AbstractContextManager[Any] = self.accelerator.no_sync(self.module)
+        return apart
+
+    def total(self, values: list[float]) -> list[float]:
+        """Sums over all processes; a collective."""
+        if self.world == 1:
+            return values
+        here = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return [float(value) for value in self.accelerator.reduce(here, "sum")]
+
+    def exchange(self, said: Any) -> list[Any]:
+        """What every process says, by rank; a collective."""
+        if self.world == 1:
+            return [said]
+        from accelerate.utils import gather_object
+
+        found: list[Any] = gather_object([said])
+        return found
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def engine(precision: str, trackers: list[str], folder: str) -> Iterator[Engine]:
+    """Join the processes of this run, if a launcher started several, and leave them again."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # A layer that no row of a batch reaches (an expert, an unused pooler) has no gradient.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=handlers,
+    )
+    try:
+        yield Engine(accelerator, precision)
+    finally:
+        accelerator.end_training()
+        # It is kept as one for the whole program, which may train again.
+        AcceleratorState._reset_state(True)

@@ -1,0 +1,32 @@
+"""How long a task is and how fast it learns: functions of the step, so there is no scheduler."""
+
+from __future__ import annotations
+
+import math
+
+from mergekit_cl.tuning.schema import Optimizer, Task
+
+
+def steps_of(task: Task, rows: int, batch: int) -> int:
+    """Optimizer steps of a task: as many as asked for, or what its epochs take.
+
+    rows: to learn. batch: new rows per step, at most.
+    """
+    if task.steps is not None:
+        return task.steps
+    return max(1, math.ceil((task.epochs or 1.0) * rows / batch))
+
+
+def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) of a task: up over `warmup` steps, then by the schedule.
+
+    linear: down to 0 after the last step. cosine: half a wave, down to 0.
+    """
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, steps - settings.warmup)
+    if settings.schedule == "linear":
+        return settings.learning_rate * (1 - done)
+    if settings.schedule == "cosine":
+        return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    return settings.learning_rate

@@ -1,0 +1,69 @@
+"""What a run has at hand: everything that stays the same while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.errors import Interrupted
+from mergekit_cl.report.progress import Start
+from mergekit_cl.training.encode import Encoded
+from mergekit_cl.tuning.engine import Engine
+from mergekit_cl.tuning.live import Live
+from mergekit_cl.tuning.metrics import Log
+from mergekit_cl.tuning.rundir import RunFolder
+from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.state import save_state
+from mergekit_cl.tuning.taskrows import Reader, TaskRows
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Session:
+    """One process's part of a run.
+
+    suites: rows that models are judged by, of tasks of this run and of those before it. caught:
+    the signal that arrived, or None.
+    """
+
+    config: Config
+    engine: Engine
+    checkpoint: Checkpoint
+    folder: RunFolder
+    reader: Reader
+    tasks: tuple[TaskRows, ...]
+    suites: Mapping[str, Encoded]
+    log: Log
+    times: Log
+    progress: Start
+    tell: Tell
+    caught: Callable[[], int | None]
+    began: float = field(default_factory=time.perf_counter)
+
+    def write(self, live: Live, kind: str, **values: object) -> None:
+        """One line of metrics.jsonl."""
+        where = {"kind": kind, "task": self.tasks[live.position.task].name}
+        self.log.write({**where, "step": live.position.steps, **values})
+
+    def save(self, live: Live, *, accepted: bool) -> None:
+        """Write a state, together with the lines of the log up to here."""
+        self.log.sync()
+        save_state(
+            self.folder.state,
+            live,
+            lines=self.log.length,
+            accepted=accepted,
+            leads=self.engine.leads,
+        )
+        self.engine.wait()
+
+    def stop_if_asked(self, live: Live) -> None:
+        """Save and raise Interrupted, in all processes, where one of them got a signal."""
+        signals = self.engine.total([float(self.caught() or 0)])
+        if signals[0]:
+            self.save(live, accepted=False)
+            number = self.caught() or max(map(int, self.engine.exchange(self.caught() or 0)))
+            raise Interrupted(number, hint=f"the same command with --resume {self.folder.root}")

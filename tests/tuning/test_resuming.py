@@ -1,0 +1,84 @@
+"""A run that is killed and resumed is the run that was not, to the bit."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from tiny_models import tiny_bert_classifier, tiny_gpt2
+from training_runs import (
+    config_of,
+    dying_after,
+    files_of,
+    in_fork,
+    trained,
+    write_labelled,
+    write_text,
+)
+
+from mergekit_cl.errors import OptionError
+
+EVERYTHING: dict[str, Any] = {
+    "save_every": 3,
+    "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup": 2},
+    "replay": {"rows": 20, "ratio": 0.3},
+    "ema": {"half_life": 3.0},
+}
+DIFFER = ("manifest.json", "run.json", "times.jsonl", "config.yaml", "lock")
+
+
+def whole_model(root: Path, output: str) -> Any:
+    """GPT-2, whose dropout is on."""
+    if not (root / "model").exists():
+        tiny_gpt2(root / "model")
+        for number, name in enumerate("ab"):
+            write_text(root / f"{name}.jsonl", 60, number)
+    tasks = {name: root / f"{name}.jsonl" for name in "ab"}
+    return config_of(root, root / "model", tasks, **EVERYTHING, output=str(root / output))
+
+
+def adapter(root: Path, output: str) -> Any:
+    """A classifier's adapter with its head saved whole, dropout in both."""
+    labels = ("negative", "neutral", "positive")
+    if not (root / "model").exists():
+        tiny_bert_classifier(root / "model", labels=labels)
+        for number, name in enumerate("ab"):
+            write_labelled(root / f"{name}.jsonl", 60, number, labels)
+    tasks = {name: root / f"{name}.jsonl" for name in "ab"}
+    lora = {"rank": 2, "dropout": 0.2, "modules_to_save": ["classifier"]}
+    return config_of(
+        root, root / "model", tasks, **EVERYTHING, lora=lora, output=str(root / output)
+    )
+
+
+@pytest.mark.parametrize("make", [whole_model, adapter])
+def test_killed_at_any_step_and_resumed_it_is_the_same_run_to_the_bit(
+    tmp_path: Path, make: Any
+) -> None:
+    whole = make(tmp_path, "whole")
+    assert in_fork(lambda: trained(whole)) == 0
+    expected = files_of(tmp_path / "whole", but=DIFFER)
+    broken = make(tmp_path, "broken")
+    random = Random(0)
+    for _ in range(3):
+        resume = tmp_path / "broken" if (tmp_path / "broken").exists() else None
+        how = {"progress": dying_after(random.randrange(2, 12)), "resume": resume}
+        assert in_fork(lambda how=how: trained(broken, **how)) == -signal.SIGKILL  # type: ignore[misc]
+    assert in_fork(lambda: trained(broken, resume=tmp_path / "broken")) == 0
+    found = files_of(tmp_path / "broken", but=DIFFER)
+    assert {name.split("/")[-1] for name in found} == {name.split("/")[-1] for name in expected}
+    by_name = {name.split("/")[-1]: content for name, content in found.items()}
+    for name, content in expected.items():
+        assert by_name[name.split("/")[-1]] == content, name
+
+
+def test_another_config_is_refused_and_its_keys_are_named(tmp_path: Path) -> None:
+    config = whole_model(tmp_path, "run")
+    assert in_fork(lambda: trained(config, progress=dying_after(5))) == -signal.SIGKILL
+    other = whole_model(tmp_path, "run").model_copy(update={"seed": 3})
+    with pytest.raises(OptionError) as refused:
+        trained(other, resume=tmp_path / "run")
+    assert "seed" in str(refused.value.detail)

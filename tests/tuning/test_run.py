@@ -1,0 +1,106 @@
+"""What a run writes, against transformers' reading of it and a plain loop of torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_bert_classifier, tiny_llama
+from training_runs import config_of, lines_of, trained, write_labelled, write_text
+
+from mergekit_cl.errors import OutputError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tiny_llama(tmp_path / "model", dtype=torch.bfloat16, tied=True)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> dict[str, Path]:
+    return {name: write_text(tmp_path / f"{name}.jsonl", 60, n) for n, name in enumerate("ab")}
+
+
+def test_a_run_leaves_a_model_that_transformers_opens(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    outcome, _ = trained(config_of(tmp_path, model, text))
+    assert outcome.state == "finished"
+    before, after = (
+        load_file(model / "model.safetensors"),
+        load_file(outcome.model / "model.safetensors"),
+    )
+    assert {n: (t.dtype, t.shape) for n, t in before.items()} == {
+        n: (t.dtype, t.shape) for n, t in after.items()
+    }
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    opened = AutoModelForCausalLM.from_pretrained(outcome.model)
+    assert opened.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(outcome.model).vocab_size
+
+
+def test_the_loss_of_what_is_learned_falls(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    trained(config_of(tmp_path, model, text, steps=30))
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert [line["after"] for line in evaluations] == [None, "a", "b"]
+    before, after_a, _ = (line["tasks"] for line in evaluations)
+    assert after_a["a"]["loss"] < before["a"]["loss"]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, 61))
+    assert sum(line["loss"] for line in steps[20:30]) < sum(line["loss"] for line in steps[:10])
+
+
+def test_a_classifier_learns_its_labels(tmp_path: Path) -> None:
+    labels = ("negative", "neutral", "positive")
+    tiny_bert_classifier(tmp_path / "model", labels=labels)
+    tasks = {"words": write_labelled(tmp_path / "rows.jsonl", 200, 0, labels)}
+    trained(config_of(tmp_path, tmp_path / "model", tasks, steps=60, batch={"rows": 16}))
+    evaluations = [e for e in lines_of(tmp_path / "run/metrics.jsonl") if e["kind"] == "evaluation"]
+    assert evaluations[-1]["tasks"]["words"]["accuracy"] > 0.9
+
+
+def test_validation_rows_are_trained_on_by_no_task(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    from mergekit_cl.training.tokenizer import load_tokenizer
+    from mergekit_cl.tuning.taskrows import Reader, read_tasks
+
+    both = tmp_path / "both.jsonl"
+    both.write_text(text["a"].read_text() + text["b"].read_text())
+    config = config_of(tmp_path, model, {"a": text["a"], "both": both})
+    reader = Reader(load_tokenizer(model), "causal-lm", {}, 64, True)
+    first, second = read_tasks(config, reader, held_out=())
+    assert first.validation
+    assert not (first.validation.keys() | second.validation.keys()) & (
+        first.train.keys() | second.train.keys()
+    )
+    (third, _) = read_tasks(config, reader, held_out=list(first.train)[:3])
+    assert third.train.keys() == set(list(first.train)[3:])
+
+
+def test_an_output_that_exists_is_not_overwritten_and_what_to_type_is_said(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    config = config_of(tmp_path, model, text)
+    trained(config)
+    with pytest.raises(OutputError) as refused:
+        trained(config)
+    assert "--continue" in str(refused.value.hint)
+    again, _ = trained(config, resume=tmp_path / "run")
+    assert again.state == "up to date"
+    fresh, _ = trained(config, force=True)
+    assert fresh.state == "finished"
+    assert not list(tmp_path.glob(".run*"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("mine")
+    elsewhere = config.model_copy(update={"output": str(tmp_path / "other")})
+    with pytest.raises(OutputError, match="no run of clmerge"):
+        trained(elsewhere, force=True)
