@@ -14,6 +14,7 @@ from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.finite import count_nonfinite, nonfinite_input
 from mergekit_cl.merge import kernel as merge
+from mergekit_cl.merge.formula import WIDENED
 from mergekit_cl.plan import Step
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mergekit_cl.merge.compiled import PairKernel
     from mergekit_cl.merge.formula import Formula
+    from mergekit_cl.merge.kernel import Kernel
 
 BLOCK = 2**17
 """Elements per block: float32 scratch of this size stays in a core's cache. Divergence sums are
@@ -75,7 +77,6 @@ class BlockWorker:
         out_hash = PieceHash(out_size)
         hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
         block_sums_found: list[list[Sums]] = []
-        compiled = self._compiled_kernel(step)
         for start, stop, is_tail in blocks_of(begin, end, step.merged_numel):
             operands = step.operands[:1] if is_tail else step.operands
             stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
@@ -86,7 +87,7 @@ class BlockWorker:
                 if self.report and step.parents and not is_tail:
                     block_sums_found.append(self._copied_sums(step, stored, out))
             else:
-                made = None if compiled is None else self._merge_compiled(compiled, step, stored)
+                made = self._merge_compiled(step, stored, start) if self.compiled else None
                 out, exact, found = made or self._merge(step, stored, start)
                 block_sums_found.append(found)
                 if write_residual is not None:
@@ -100,26 +101,25 @@ class BlockWorker:
             moved += (last - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
 
-    def _compiled_kernel(self, step: Step) -> PairKernel | None:
-        if not self.compiled or step.formula is None:
-            return None
-        if self._kernel is None or self._kernel[0] != step.formula:
-            from mergekit_cl.merge.compiled import pair_kernel
-
-            self._kernel = step.formula, pair_kernel(step.formula)
-        return self._kernel[1]
-
     def _merge_compiled(
-        self, kernel: PairKernel, step: Step, stored: Sequence[torch.Tensor]
+        self, step: Step, stored: Sequence[torch.Tensor], start: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]] | None:
-        """As `_merge`, with the same bits; None where something is not finite."""
+        """As `_merge`, with the same bits; None where something is not finite or not compiled."""
         import torch
 
-        count = stored[0].numel()
-        out = self._buffer("out", torch_dtype(step.dtype), count)
-        exact = self._buffer("exact", torch.float32, count)
-        done = kernel(stored, out, exact)
-        if not done.finite:
+        fallback: int | None = None
+        out = self._buffer("out", torch_dtype(step.dtype), stored[0].numel())
+        if step.compiled_of is not None:
+            exact = self._in_float64(step, step.compiled_of(start), stored)
+            if exact is None or not self._rounds(out, exact):
+                return None
+        elif step.formula is not None:
+            exact = self._buffer("exact", torch.float32, stored[0].numel())
+            done = self._pair_kernel(step.formula)(stored, out, exact)
+            fallback = done.fallback
+            if not done.finite:
+                return None
+        else:
             return None
         if not self.report:
             return out, exact, []
@@ -127,7 +127,37 @@ class BlockWorker:
 
         parents = [stored[k] for k in step.parents]
         fishers = [None if k is None else stored[k] for k in step.fishers]
-        return out, exact, compiled_sums(out, exact, parents, fishers, done.fallback)
+        return out, exact, compiled_sums(out, exact, parents, fishers, fallback)
+
+    def _pair_kernel(self, formula: Formula) -> PairKernel:
+        if self._kernel is None or self._kernel[0] != formula:
+            from mergekit_cl.merge.compiled import pair_kernel
+
+            self._kernel = formula, pair_kernel(formula)
+        return self._kernel[1]
+
+    def _in_float64(
+        self, step: Step, kernel: Kernel, stored: Sequence[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The exact block; None where an operand is not finite."""
+        import torch
+
+        from mergekit_cl.merge.compiled_wide import widen_into
+
+        places = dict(enumerate(step.residuals))
+        wide = []
+        for k, tensor in enumerate(stored):
+            wide.append(self._buffer(f"operand{k}", torch.float64, tensor.numel()))
+            place = places.get(k)
+            if not widen_into(tensor, None if place is None else stored[place], wide[k]):
+                return None
+        return kernel(wide, ()).exact
+
+    @staticmethod
+    def _rounds(out: torch.Tensor, exact: torch.Tensor) -> bool:
+        from mergekit_cl.merge.compiled_wide import round_into
+
+        return round_into(out, exact)
 
     def _merge(
         self, step: Step, stored: Sequence[torch.Tensor], start: int
@@ -177,11 +207,18 @@ class BlockWorker:
         """What copying the first input's block means to each of them."""
         import torch
 
+        parents = [stored[k] for k in step.parents]
+        fishers = [None if k is None else stored[k] for k in step.fishers]
+        known = all(
+            dtype in WIDENED for dtype in (step.dtype, *(o.info.dtype for o in step.operands))
+        )
+        if self.compiled and known and not self.allow_nonfinite:
+            from mergekit_cl.divergence.compiled import block_sums as compiled_sums
+
+            return compiled_sums(out, stored[0], parents, fishers, None)
         buffers = [
             torch.empty(out.numel(), dtype=torch.float64) for _ in range(divergence.SCRATCH_BUFFERS)
         ]
-        parents = [stored[k] for k in step.parents]
-        fishers = [None if k is None else stored[k] for k in step.fishers]
         changed = [_changed(out, parent, parent) for parent in parents]
         return block_sums(out, stored[0], parents, fishers, changed, None, buffers)
 

@@ -17,6 +17,8 @@ def are_worth_compiling(plan: Plan) -> bool:
     Only time depends on it: compiled kernels give the same bits.
     """
     elements = sum(
-        step.operands[0].info.numel for step in plan.steps.values() if step.formula is not None
+        step.operands[0].info.numel
+        for step in plan.steps.values()
+        if step.formula is not None or step.compiled_of is not None
     )
     return elements >= WORTHWHILE and find_spec("numba") is not None

@@ -48,6 +48,7 @@ class Step:
     arithmetic. merged_numel: elements beyond these, which the other operands lack, are copied from
     the first. formula: what the kernel computes, where a compiled one gives the same bits.
     kernel_of: the kernel by the first element of a block, where what it does depends on that.
+    compiled_of: one in float64 that gives the same bits sooner, and overwrites its operands.
     kernel_bytes: memory that kernels hold besides scratch.
     """
 
@@ -67,6 +68,7 @@ class Step:
     merged_numel: int | None = None
     formula: Formula | None = None
     kernel_of: KernelAt | None = None
+    compiled_of: KernelAt | None = None
     kernel_bytes: int = 0
 
     def kernel_at(self, start: int) -> Kernel | None:

@@ -37,9 +37,9 @@ def block_sums(
 ) -> list[Sums]:
     """Sums of one finite block against each parent.
 
-    merged, parents, fishers: (n,) bfloat16 or float32, as stored. exact: (n,) float32.
+    merged, parents, fishers: (n,) 16 or 32 bits, as stored. exact: (n,) of these or float64.
     """
-    m, x = as_array(merged), exact.numpy()
+    m, x = as_array(merged), as_array(exact)
     found = []
     for parent, fisher in zip(parents, fishers, strict=True):
         p = as_array(parent)
@@ -81,7 +81,7 @@ def differ(one, other):
 def _differ(one, other):
     if one != other:
         return lambda one, other: widen(one) != widen(other)
-    if one == types.uint16:
+    if one in (types.uint16, types.int16):
         return lambda one, other: one != other
     return lambda one, other: bits_of_float(one) != bits_of_float(other)
 
@@ -101,7 +101,7 @@ def sums_of_pair(merged, exact, parent):
         m = np.float64(widen(merged[i]))
         p = np.float64(widen(parent[i]))
         d = m - p
-        x = np.float64(exact[i])
+        x = np.float64(widen(exact[i]))
         u = x - p
         merged_square += m * m
         parent_square += p * p

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergekit_cl.lora import kernels
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 Change = LowRank | Dora | Bias | Rows
+AddPanel = Callable[["torch.Tensor", int, Panel], None]
+"""(block, its first element, panel): adds the panel to the block."""
 Read = Callable[[int, int], "torch.Tensor"]
 """(first element, end) -> the unmerged tensor's elements in float64."""
 
@@ -40,12 +43,18 @@ def kernel_bytes(shape: tuple[int, ...], edits: Sequence[Applied]) -> int:
             sizes.append(panel_bytes(edit))
         elif isinstance(edit, Dora):
             sizes.append(panel_bytes(edit.update))
-            norms += 2 * 8 * (max(edit.update.rows, edit.update.columns) + 2 * NORM_BLOCK)
+            norms += 2 * 8 * (max(edit.update.rows, edit.update.columns) + 3 * NORM_BLOCK)
         else:
             rows = len(edit.indices) if isinstance(edit, Rows) else 1
             sizes.append(2 * 8 * rows * math.prod(shape[1:] if isinstance(edit, Rows) else shape))
     # The factors of experts are made one expert after the other.
     return norms + min(sum(sizes), KEPT + 2 * max(sizes))
+
+
+def _add_panel(
+    scratch: Sequence[torch.Tensor], block: torch.Tensor, start: int, panel: Panel
+) -> None:
+    kernels.add_panel(block, start, panel, scratch)
 
 
 class Applying:
@@ -75,24 +84,47 @@ class Applying:
         """The kernel for blocks that begin at an element."""
 
         def kernel(operands: Sequence[torch.Tensor], scratch: Sequence[torch.Tensor]) -> Merged:
-            out = scratch[0]
+            out, *rest = scratch
             out.copy_(operands[0])
-            for number in range(len(self._edits)):
-                self._apply(number, out, start)
-            return Merged(out)
+            return self._merged(out, start, partial(_add_panel, rest), None)
 
         return kernel
 
-    def _apply(self, number: int, out: torch.Tensor, start: int) -> None:
+    def compiled_of(self, start: int) -> Kernel:
+        """The same with the same bits, for blocks on the CPU, which it overwrites."""
+        from mergekit_cl.lora.compiled import add_panel
+
+        def kernel(operands: Sequence[torch.Tensor], scratch: Sequence[torch.Tensor]) -> Merged:
+            return self._merged(operands[0], start, add_panel, add_panel)
+
+        return kernel
+
+    def _merged(
+        self, out: torch.Tensor, start: int, add: AddPanel, compiled: AddPanel | None
+    ) -> Merged:
+        for number in range(len(self._edits)):
+            self._apply(number, out, start, add, compiled)
+        return Merged(out)
+
+    def _apply(
+        self,
+        number: int,
+        out: torch.Tensor,
+        start: int,
+        add: AddPanel,
+        compiled: AddPanel | None,
+    ) -> None:
         edit = self._edits[number].edit
         if isinstance(edit, LowRank):
             window = Window(edit.begin, edit.rows, edit.columns)
             if any(kernels.pieces(window, start, start + out.numel())):
-                kernels.add_panel(out, start, self._panel(number, edit, out.device))
+                add(out, start, self._panel(number, edit, out.device))
         elif isinstance(edit, Dora):
             panel = self._panel(number, edit.update, out.device)
-            kernels.add_panel(out, start, panel)
-            (factors,) = self._held(number, "norm", out.device, lambda: self._ratio(number, edit))
+            add(out, start, panel)
+            (factors,) = self._held(
+                number, "norm", out.device, lambda: self._ratio(number, edit, compiled)
+            )
             scaled = kernels.scale_rows if edit.per == "row" else kernels.scale_columns
             scaled(out, start, panel.window, factors)
         elif isinstance(edit, Bias):
@@ -113,8 +145,11 @@ class Applying:
         left, right = self._held(number, "panel", device, make)
         return Panel(Window(edit.begin, edit.rows, edit.columns), left, right)
 
-    def _ratio(self, number: int, edit: Dora) -> tuple[torch.Tensor, ...]:
-        """magnitude / norm(V), per row or column; V is the base's own update."""
+    def _ratio(self, number: int, edit: Dora, add: AddPanel | None) -> tuple[torch.Tensor, ...]:
+        """magnitude / norm(V), per row or column; V is the base's own update.
+
+        add: what adds panels to blocks on the CPU, where that is compiled.
+        """
         import torch
 
         magnitude = read_stored(
@@ -122,9 +157,12 @@ class Applying:
         ).flatten()
         panel = self._panel(number, edit.update, torch.device("cpu"))
         sums = torch.zeros_like(magnitude)
+        if add is None:
+            size = min(NORM_BLOCK, self._numel)
+            add = partial(_add_panel, [torch.empty(size, dtype=torch.float64) for _ in range(2)])
         for start in range(0, self._numel, NORM_BLOCK):
             block = self._read(start, min(start + NORM_BLOCK, self._numel))
-            kernels.add_panel(block, start, panel)
+            add(block, start, panel)
             kernels.add_squares(sums, block, start, panel.window, by_row=edit.per == "row")
         return (magnitude.div_(sums.sqrt_()),)
 

@@ -6,7 +6,7 @@ in the tensor; `pieces` cuts the part of it that a block has into at most three 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -63,15 +63,26 @@ def view(block: torch.Tensor, piece: Piece) -> torch.Tensor:
     return block[piece.within[0] : piece.within[1]].view(piece.rows[1] - piece.rows[0], -1)
 
 
-def add_panel(block: torch.Tensor, start: int, panel: Panel) -> None:
+def add_panel(
+    block: torch.Tensor, start: int, panel: Panel, scratch: Sequence[torch.Tensor]
+) -> None:
     """block += left @ right, as far as the panel's window lies in the block.
 
-    Accumulated by a matrix product in float64; the block begins at element `start`.
+    scratch: two of the block's size. The block begins at element `start`. Sums go through the rank
+    in order, each product and each sum rounded on its own: a library's matrix product adds in an
+    order that depends on processor, device and shape.
     """
+    import torch
+
     for piece in pieces(panel.window, start, start + block.numel()):
         left = panel.left[piece.rows[0] : piece.rows[1]]
         right = panel.right[:, piece.columns[0] : piece.columns[1]]
-        view(block, piece).addmm_(left, right)
+        total, product = (view(buffer, piece) for buffer in scratch[:2])
+        torch.mul(left[:, :1], right[:1], out=total)
+        for k in range(1, len(right)):
+            torch.mul(left[:, k : k + 1], right[k : k + 1], out=product)
+            total.add_(product)
+        view(block, piece).add_(total)
 
 
 def scale_rows(block: torch.Tensor, start: int, window: Window, factors: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from mergekit_cl.lora.adapter import Adapter
 from mergekit_cl.lora.applying import Applied, Applying, kernel_bytes
 from mergekit_cl.lora.edits import Edit, Replace
 from mergekit_cl.lora.factors import Kept
+from mergekit_cl.merge.formula import WIDENED
 from mergekit_cl.merge.kernel import Merged
 from mergekit_cl.plan import Action, Operand, Plan, Selection, Step
 
@@ -122,6 +123,11 @@ def _copied(name: str, source: Operand, carry: Carry | None, dtype: str | None) 
     )
 
 
+def _compilable(operands: Sequence[Operand], out: str) -> bool:
+    """Whether compiled code can widen all operands and round to the output."""
+    return {out, *(operand.info.dtype for operand in operands)} <= WIDENED
+
+
 def _residual(carry: Carry | None, name: str) -> Operand | None:
     """What rounding took from a tensor of the base, where that was kept."""
     info = None if carry is None else carry.checkpoint.tensors.get(name)
@@ -186,6 +192,7 @@ def _edited(
         residuals,
         compute="F64",
         kernel_of=applying.kernel_of,
+        compiled_of=applying.compiled_of if _compilable(operands, out) else None,
         kernel_bytes=kernel_bytes(shape, own.changes),
     )
 

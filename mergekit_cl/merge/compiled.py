@@ -39,11 +39,14 @@ def pair_kernel(formula: Formula) -> PairKernel:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A flat tensor as the kernels take it: bfloat16 as its bits, float32 as it is."""
+    """A flat tensor as the kernels take it: bfloat16 and float16 as their bits, others as it is.
+
+    Which of the two the bits are of is told by uint16 and int16.
+    """
     import torch
 
-    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    array: np.ndarray[Any, Any] = bits.numpy()
+    as_bits = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+    array: np.ndarray[Any, Any] = tensor.view(as_bits.get(tensor.dtype, tensor.dtype)).numpy()
     return array
 
 
@@ -103,8 +106,19 @@ double_of_bits = _reinterpret(types.int64, types.float64)
 bits_of_double = _reinterpret(types.float64, types.int64)
 
 
+@njit
+def _from_float16(value):
+    bits = np.uint32(value)
+    size = bits & np.uint32(0x7FFF)
+    bias = np.uint32(224 << 23) if size >= np.uint32(0x7C00) else np.uint32(112 << 23)
+    normal = bits_of_float(float_of_bits((size << np.uint32(13)) + bias))
+    tiny = bits_of_float(np.float32(np.int32(size)) * np.float32(2.0**-24))
+    found = normal if size >= np.uint32(0x400) else tiny
+    return float_of_bits(found | ((bits & np.uint32(0x8000)) << np.uint32(16)))
+
+
 def widen(value):
-    """A stored element as float32, in compiled code."""
+    """A stored element as float32, one of float64 as it is, in compiled code."""
     raise NotImplementedError
 
 
@@ -112,6 +126,8 @@ def widen(value):
 def _widen(value):
     if value == types.uint16:
         return lambda value: float_of_bits(np.uint32(value) << np.uint32(16))
+    if value == types.int16:
+        return lambda value: _from_float16(value)
     return lambda value: value
 
 
@@ -134,7 +150,8 @@ def _narrow(value, like):
 
 
 @njit(inline="always")
-def _not_finite(value):
+def not_finite(value):
+    """1 for a NaN or an infinity of float32, in compiled code."""
     exponent = np.uint32(0x7F800000)
     return np.uint32((bits_of_float(value) & exponent) == exponent)
 
@@ -150,7 +167,7 @@ def mean_of_pair(near, far, weight, lost_zero, out, exact):
         stored = narrow(result, out[i])
         exact[i] = result
         out[i] = stored
-        bad |= _not_finite(x) | _not_finite(y) | _not_finite(widen(stored))
+        bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
     return bad
 
 
@@ -192,6 +209,6 @@ def fisher_of_pair(
         exact[i] = result
         out[i] = stored
         fallback += np.uint32(undecided)
-        bad |= _not_finite(x) | _not_finite(y) | _not_finite(widen(stored))
-        bad |= _not_finite(fx) | _not_finite(fy) | _not_finite(grown)
+        bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
+        bad |= not_finite(fx) | not_finite(fy) | not_finite(grown)
     return bad, fallback

@@ -28,3 +28,6 @@ Formula = PairMean | PairFisher
 
 COMPILED_DTYPES = frozenset({"BF16", "F32"})
 """Stored dtypes that compiled kernels read and write, as safetensors spells them."""
+
+WIDENED = COMPILED_DTYPES | {"F16"}
+"""Those that compiled code widens to float64 and rounds it to."""
