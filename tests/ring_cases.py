@@ -54,7 +54,7 @@ def plan_of(method: Method, **options: Any) -> Plan:
 
 def on_cpu(plan: Plan, *, report: bool = True, allow: bool = False, name: str = "w") -> Made:
     """One tensor as the CPU makes it."""
-    return _run(BlockWorker(report, allow), plan, name)
+    return run(BlockWorker(report, allow), plan, name)
 
 
 def on_ring(
@@ -70,12 +70,13 @@ def on_ring(
     size = RingSize(1, chunk, slot_bytes(plan, chunk), card_scratch(plan, chunk), 0)
     card = Card(backend, size)
     try:
-        return _run(RingWorker(card, report, allow, smallest=0), plan, name)
+        return run(RingWorker(card, report, allow, smallest=0), plan, name)
     finally:
         card.close()
 
 
-def _run(worker: BlockWorker | RingWorker, plan: Plan, name: str) -> Made:
+def run(worker: BlockWorker | RingWorker, plan: Plan, name: str) -> Made:
+    """One tensor as a worker makes it."""
     step = plan.steps[name]
     count = step.operands[0].info.numel
     written, residual = bytearray(), bytearray()

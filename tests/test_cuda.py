@@ -22,6 +22,7 @@ from mergekit_cl.ring.cuda import CudaBackend, CudaStream
 from mergekit_cl.ring.worker import RingWorker
 from tests.commands.checkpoints import checkpoint, weights
 from tests.commands.running import clmerge
+from tests.ring.test_lora import CASES, write
 
 pytestmark = [
     pytest.mark.cuda,
@@ -102,6 +103,19 @@ def assert_same(one: Path, other: Path) -> None:
         for metric, value in ours.items():
             known = value if value is None else pytest.approx(value, 1e-9, 1e-15)
             assert theirs[metric] == known, metric
+
+
+@pytest.mark.usefixtures("everything_on_the_card")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adapters_are_merged_to_the_same_bytes(
+    tmp_path: Path, dtype: torch.dtype, case: str
+) -> None:
+    base, adapters = write(tmp_path, case, dtype)
+    for device in ("cpu", "cuda"):
+        line = ["lora-merge", base, *adapters, "--carry", "--device", device]
+        assert clmerge(*line, "-o", tmp_path / device).code == 0
+    assert_same(tmp_path / "cpu", tmp_path / "cuda")
 
 
 def _model(place: Path) -> dict[str, Any]:

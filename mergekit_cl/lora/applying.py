@@ -131,9 +131,9 @@ class Applying:
             (values,) = self._held(number, "bias", out.device, lambda: (self._stored(number),))
             out.add_(values[start : start + out.numel()], alpha=edit.scale)
         else:
-            rows, values = self._held(number, "rows", out.device, lambda: self._tokens(number))
+            (values,) = self._held(number, "rows", out.device, lambda: (self._stored(number),))
             window = Window(0, self._rows, self._numel // self._rows)
-            kernels.set_rows(out, start, window, rows, values)
+            kernels.set_rows(out, start, window, edit.indices, values)
 
     def _panel(self, number: int, edit: LowRank, device: torch.device) -> Panel:
         adapter = self._edits[number].adapter
@@ -170,13 +170,6 @@ class Applying:
         adapter, edit = self._edits[number]
         assert isinstance(edit, (Bias, Rows))
         return read_stored(adapter, edit.tensor, allow_nonfinite=self._allow_nonfinite)
-
-    def _tokens(self, number: int) -> tuple[torch.Tensor, ...]:
-        import torch
-
-        edit = self._edits[number].edit
-        assert isinstance(edit, Rows)
-        return torch.tensor(edit.indices, dtype=torch.int64), self._stored(number)
 
     def _held(
         self,

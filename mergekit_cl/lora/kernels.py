@@ -110,17 +110,15 @@ def add_squares(
 
 
 def set_rows(
-    block: torch.Tensor, start: int, window: Window, rows: torch.Tensor, values: torch.Tensor
+    block: torch.Tensor, start: int, window: Window, rows: Sequence[int], values: torch.Tensor
 ) -> None:
     """Some rows of a window become given values.
 
-    rows: (n,) ascending row numbers. values: (n, columns).
+    rows: their numbers, each once. values: (rows, columns).
     """
-    import torch
-
     for piece in pieces(window, start, start + block.numel()):
         first, last = piece.rows
-        here = torch.nonzero((rows >= first) & (rows < last)).flatten()
-        if len(here):
-            found = values[here, piece.columns[0] : piece.columns[1]]
-            view(block, piece)[rows[here] - first] = found
+        for place, row in enumerate(rows):
+            if first <= row < last:
+                found = values[place, piece.columns[0] : piece.columns[1]]
+                view(block, piece)[row - first] = found

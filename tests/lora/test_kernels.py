@@ -55,7 +55,7 @@ def test_changes_of_cut_blocks_are_those_of_the_whole_tensor(length: int) -> Non
     window = Window(3, 6, 7)
     flat = random(3 + 6 * 7 + 4)
     left, right, rows, columns = random(6, 2), random(2, 7), random(6), random(7)
-    chosen, values = torch.tensor([4, 0]), random(2, 7)
+    chosen, values = [4, 0], random(2, 7)
     expected = flat.numpy().copy()
     matrix = expected[3:45].reshape(6, 7)
     matrix += left.numpy() @ right.numpy()
