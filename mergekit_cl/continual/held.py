@@ -1,0 +1,93 @@
+"""A model that is trained under a protection: what a training loop has to call, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mergekit_cl.continual.adapted import adapted
+from mergekit_cl.continual.coverage import Coverage, coverage
+from mergekit_cl.continual.ewc import Protection, add_penalty_gradient, penalty_value
+from mergekit_cl.continual.lowrank import add_lowrank_gradient, lowrank_penalty_value
+from mergekit_cl.continual.proximal import proximal_step
+from mergekit_cl.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Update = Literal["coupled", "proximal"]
+
+
+class HeldBack:
+    """EWC on one model, whole or by LoRA, for one task.
+
+    coverage: what of the protection is reached. The protection's names are those of the model
+    without adapters; its tensors are moved, and sharded, to where the parameters are. Raises
+    MismatchError where nothing would be protected, OptionError for adapters that are not plain
+    LoRA and for the proximal update of low-rank factors.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        protection: Protection,
+        strength: float,
+        update: Update = "coupled",
+    ) -> None:
+        weights = adapted(model)
+        if update == "proximal" and weights.lowrank:
+            raise OptionError(
+                "the proximal update has no closed form for low-rank factors",
+                detail=f"{weights.lowrank[0].name} is trained by LoRA",
+                hint='use the coupled update (update = "coupled")',
+            )
+        self.strength, self.update = strength, update
+        self._protection = _beside(protection, weights.parameters)
+        self._lowrank = weights.lowrank
+        self._whole = {n: p for n, p in weights.parameters.items() if n not in weights.names}
+        self.coverage: Coverage = coverage(
+            weights.parameters, self._protection, adapted=weights.names
+        )
+
+    def before_step(self) -> None:
+        """Once per optimizer step, when the task's gradient is unscaled and clipped."""
+        if self.update == "coupled":
+            add_penalty_gradient(self._whole, self._protection, self.strength)
+            add_lowrank_gradient(self._lowrank, self._protection, self.strength)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Right after an optimizer step that was not skipped, before the schedule's.
+
+        optimizer: torch's own, not what an engine wraps around it.
+        """
+        if self.update == "proximal":
+            proximal_step(optimizer, self._whole, self._protection, self.strength)
+
+    def penalty(self) -> float:
+        """lambda/2 sum F (theta - anchor)^2 as it is now, in the unit of the Fisher."""
+        whole = penalty_value(self._whole, self._protection, self.strength)
+        return float(whole + lowrank_penalty_value(self._lowrank, self._protection, self.strength))
+
+
+def _beside(protection: Protection, parameters: Mapping[str, Tensor]) -> Protection:
+    """The protection where its parameters are: on their devices, sharded as they are."""
+
+    def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: _like(parameters[name], tensor) if name in parameters else tensor
+            for name, tensor in tensors.items()
+        }
+
+    return Protection(moved(protection.fisher), moved(protection.anchor))
+
+
+def _like(parameter: Any, tensor: Tensor) -> Tensor:
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "to_local") or hasattr(tensor, "to_local"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
