@@ -32,6 +32,7 @@ COMMANDS = {
     "lora-extract": "Extract a LoRA adapter out of what a tuned model differs from its base by.",
     "diff": "Tell how far a checkpoint is from another, such as a merge from a parent.",
     "check": "Hold a merge to a policy of how far it may be from its parents.",
+    "gate": "Decide whether a candidate may replace a reference: is it at most a margin worse?",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",
     "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",
 }
@@ -81,8 +82,8 @@ def cli() -> None:
     clmerge fisher-merge A B
 
     Every command takes --json (one JSON document on stdout), --quiet and --debug, anywhere on the
-    line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict or by check, 130 or
-    143 interrupted (the same command continues).
+    line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict or by check,
+    rejected by gate, 11 inconclusive, 130 or 143 interrupted (the same command continues).
     """
 
 

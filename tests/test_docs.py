@@ -21,6 +21,7 @@ import mergekit_cl.errors
 from fisher.sidecar import FORMAT, REQUIRED
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.cli import COMMANDS, cli
+from mergekit_cl.commands.gate import EXIT_CODES
 from mergekit_cl.commands.merge_run import LOSSY
 from mergekit_cl.decide.policy import DEFAULT
 from mergekit_cl.digest import PIECE_BYTES, tensor_digest, weights_digest
@@ -103,6 +104,7 @@ def test_defaults_and_choices_are_named(name: str) -> None:
 def test_the_exit_codes_are_those_of_the_program() -> None:
     documented = table(section("commands.md", "Exit codes"), "exit code")
     program = {0, ClmergeError.exit_code, OptionError.exit_code, LOSSY}
+    program |= set(EXIT_CODES.values())
     program |= {Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)}
     assert {int(code) for code in documented} == program
 

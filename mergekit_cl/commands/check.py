@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,18 @@ import click
 from mergekit_cl.commands.compare_options import compare_options, make_request
 from mergekit_cl.commands.merge_run import LOSSY
 from mergekit_cl.commands.options import everywhere
-from mergekit_cl.commands.report_files import check_page, write_file, write_page
+from mergekit_cl.commands.report_files import (
+    FILE,
+    annotate,
+    check_page,
+    report_options,
+    write_file,
+    write_page,
+)
 from mergekit_cl.commands.streams import Streams
 
 if TYPE_CHECKING:
     from mergekit_cl.comparing.report import Report
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command("check")
@@ -31,13 +34,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--baseline", type=FILE, metavar="FILE", help="divergence.json of a release: fail if worse."
 )
-@click.option("--junit", type=FILE, metavar="FILE", help="Write the result as JUnit XML.")
-@click.option("--markdown", type=FILE, metavar="FILE", help="Write it as a comment in Markdown.")
-@click.option(
-    "--annotations/--no-annotations",
-    default=None,
-    help="Workflow commands on stderr; default where GITHUB_ACTIONS is true.",
-)
+@report_options
 @compare_options
 @everywhere
 @click.pass_obj
@@ -75,6 +72,7 @@ def command(
     from mergekit_cl.comparing.run import compare
     from mergekit_cl.decide.policy import DEFAULT
     from mergekit_cl.policyfile import read_policy
+    from mergekit_cl.report.annotations import workflow_commands
     from mergekit_cl.report.comparison import cost, print_comparison
 
     check_page(values["html"])
@@ -93,8 +91,7 @@ def command(
     streams.document(document(found))
     if not streams.json:
         print_comparison(found, top=values["top"], verdict=True)
-    if annotations or (annotations is None and os.environ.get("GITHUB_ACTIONS") == "true"):
-        _annotate(found)
+    annotate(annotations, lambda: workflow_commands(found))
     streams.say(cost(found))
     return LOSSY if found.divergence.verdict.lossy else 0
 
@@ -118,11 +115,3 @@ def _write_reports(found: Report, junit: Path | None, markdown: Path | None, top
         write_file("--junit", junit, as_junit.junit(found))
     if markdown is not None:
         write_file("--markdown", markdown, as_markdown.markdown(found, top=top))
-
-
-def _annotate(found: Report) -> None:
-    """On stderr, where GitHub reads them as well: stdout may be a JSON document."""
-    from mergekit_cl.report.annotations import workflow_commands
-
-    sys.stdout.flush()
-    print("\n".join(workflow_commands(found)), file=sys.stderr, flush=True)  # noqa: T201

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -13,26 +12,7 @@ from mergekit_cl.decide.gate import ALPHA, MARGIN, MIN_ROWS, Comparison, Decisio
 from mergekit_cl.decide.pairing import Rows
 from mergekit_cl.decide.spending import spend
 from mergekit_cl.errors import InputError, MismatchError
-
-
-class Losses(Protocol):
-    """What a model did on rows: `training.loss.RowLosses` is one, and so is `decide`'s `Rows`."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """One per row."""
-
-    @property
-    def nats(self) -> Sequence[float] | np.ndarray:
-        """Summed over each row."""
-
-    @property
-    def tokens(self) -> Sequence[int] | np.ndarray:
-        """Positions that carry a loss."""
-
-    @property
-    def correct(self) -> Sequence[bool] | np.ndarray | None:
-        """Of a classifier, whether it was right."""
+from mergekit_cl.gating.losses import Losses
 
 
 @dataclass(frozen=True)

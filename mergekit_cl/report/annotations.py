@@ -14,17 +14,22 @@ def workflow_commands(report: Report) -> list[str]:
     """One line per broken threshold, or a notice where all is well."""
     if not report.findings:
         parents = ", ".join(parent.path for parent in report.divergence.parents)
-        return [_command("notice", "clmerge check: ok", f"{report.merged} against {parents}")]
+        return [
+            workflow_command("notice", "clmerge check: ok", f"{report.merged} against {parents}")
+        ]
     reasons = [reason(one) for one in report.findings]
     told = reasons if len(reasons) <= MOST else reasons[: MOST - 1]
-    lines = [_command("error", f"clmerge check: {report.merged} is lossy", one) for one in told]
+    lines = [
+        workflow_command("error", f"clmerge check: {report.merged} is lossy", one) for one in told
+    ]
     if len(reasons) > len(told):
         more = f"and {len(reasons) - len(told)} more thresholds are broken"
-        lines.append(_command("error", "clmerge check", more))
+        lines.append(workflow_command("error", "clmerge check", more))
     return lines
 
 
-def _command(kind: str, title: str, message: str) -> str:
+def workflow_command(kind: str, title: str, message: str) -> str:
+    """One line that GitHub shows on the run; kind: "error", "warning" or "notice"."""
     escaped = _data(title).replace(":", "%3A").replace(",", "%2C")
     return f"::{kind} title={escaped}::{_data(message)}"
 

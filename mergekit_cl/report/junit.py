@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from xml.etree import ElementTree
 
 from mergekit_cl.comparing.report import Report
 from mergekit_cl.divergence.layers import layer_of
 from mergekit_cl.divergence.verdict import Finding, reason
-from mergekit_cl.report.text import shown
-
-Case = tuple[str, str, list[str], bool]
-"""Class, name, why it fails, whether it was held to anything."""
+from mergekit_cl.report.junit_xml import Case, Outcome, junit_xml
 
 
 def junit(report: Report) -> str:
-    """The document; characters that XML lacks are shown as escapes."""
-    cases = [*_model(report), *_layers(report)]
-    failures = sum(bool(why) for _, _, why, _ in cases)
-    skipped = sum(not held for _, _, _, held in cases)
-    suites = ElementTree.Element("testsuites")
-    suite = ElementTree.SubElement(
-        suites,
-        "testsuite",
-        {
-            "name": "clmerge check",
-            "tests": str(len(cases)),
-            "failures": str(failures),
-            "errors": "0",
-            "skipped": str(skipped),
-            "time": f"{report.seconds:.3f}",
-            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "hostname": "localhost",
-            "id": "0",
-            "package": "clmerge",
-        },
-    )
-    ElementTree.SubElement(suite, "properties")
-    for group, name, why, held in cases:
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": group, "name": shown(name), "time": "0"}
-        )
-        if why:
-            text = "\n".join(map(shown, why))
-            told = {"message": shown(why[0]), "type": "lossy"}
-            ElementTree.SubElement(case, "failure", told).text = text
-        elif not held:
-            ElementTree.SubElement(case, "skipped", {"message": "not known"})
+    """The document."""
     verdict = report.divergence.verdict
     said = ["lossy" if verdict.lossy else "ok", *(f"try: {advice}" for advice in verdict.advice)]
-    ElementTree.SubElement(suite, "system-out").text = "\n".join(map(shown, said))
-    ElementTree.SubElement(suite, "system-err")
-    ElementTree.indent(suites)
-    text = ElementTree.tostring(suites, encoding="unicode")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+    return junit_xml("clmerge check", [*_model(report), *_layers(report)], report.seconds, said)
 
 
 def _model(report: Report) -> Iterator[Case]:
@@ -65,7 +25,14 @@ def _model(report: Report) -> Iterator[Case]:
                 reason(one) for one in found if (one.parent, one.metric) == (parent.parent, metric)
             ]
             known = parent.values.get(metric) is not None
-            yield "clmerge.model", f"{metric} against {parent.parent}", why, known
+            held: Outcome = "passed" if known else "skipped"
+            yield Case(
+                "clmerge.model",
+                f"{metric} against {parent.parent}",
+                "failure" if why else held,
+                tuple(why) or ("not known",),
+                "lossy",
+            )
 
 
 def _layers(report: Report) -> Iterator[Case]:
@@ -74,7 +41,9 @@ def _layers(report: Report) -> Iterator[Case]:
         if one.level != "model":
             why[_layer(one)].append(reason(one))
     for name, reasons in why.items():
-        yield "clmerge.layers", name, reasons, True
+        yield Case(
+            "clmerge.layers", name, "failure" if reasons else "passed", tuple(reasons), "lossy"
+        )
 
 
 def _layer(finding: Finding) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from fisher.labels import softmaxes
 from mergekit_cl.decide.ratio import ratio
 from mergekit_cl.errors import DataError, InputError, MismatchError
 from mergekit_cl.training.encode import Encoded, auto_batch_size, encode
-from mergekit_cl.training.model import build
+from mergekit_cl.training.model import architecture_of, build
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer, pad_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mergekit_cl.checkpoint import Checkpoint
 
@@ -52,32 +53,66 @@ def measure_losses(
     like: Encoded | None,
     advance: Callable[[int], None],
 ) -> tuple[RowLosses, Encoded]:
-    """The loss of a checkpoint's model on each row, computed in float32.
+    """The loss of a checkpoint's model on each row: `measure_suites` of one suite."""
+    losses, encoded = measure_suites(
+        checkpoint,
+        {"": rows},
+        max_length=max_length,
+        device=device,
+        like=None if like is None else {"": like},
+        advance=advance,
+    )
+    return losses[""], encoded[""]
 
-    like: the rows as another model reads them. Raises MismatchError where this one reads them
-    otherwise (another tokenizer: losses per token do not compare), DataError for unlabelled rows of
-    a classifier, InputError where the model's outputs are not finite.
+
+def measure_suites(
+    checkpoint: Checkpoint,
+    suites: Mapping[str, Sequence[Row]],
+    *,
+    adapter: Path | None = None,
+    max_length: int,
+    device: str | torch.device,
+    like: Mapping[str, Encoded] | None,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, RowLosses], dict[str, Encoded]]:
+    """The loss of a checkpoint's model on each row of each suite, computed in float32.
+
+    adapter: a PEFT folder whose update is added to the weights. like: the rows as another model
+    reads them. Raises MismatchError where this one reads them otherwise (another tokenizer: losses
+    per token do not compare), DataError for unlabelled rows of a classifier, InputError where the
+    model's outputs are not finite.
     """
     tokenizer = load_tokenizer(checkpoint.root)
     config = checkpoint.config or {}
+    task = architecture_of(checkpoint).task
+    encoded = {
+        name: encode(rows, tokenizer, task=task, config=config, max_length=max_length)
+        for name, rows in suites.items()
+    }
+    for name, one in encoded.items():
+        _check_comparable(checkpoint, one, None if like is None else like[name])
     pad = pad_id(tokenizer, config)
-    built = build(checkpoint, device=device, pad_id=pad)
-    encoded = encode(rows, tokenizer, task=built.kind, config=config, max_length=max_length)
+    built = build(checkpoint, adapter=adapter, device=device, pad_id=pad)
+    losses = {
+        name: row_losses(built.model, one, where=f"{checkpoint.path} on --data", advance=advance)
+        for name, one in encoded.items()
+    }
+    return losses, encoded
+
+
+def _check_comparable(checkpoint: Checkpoint, encoded: Encoded, like: Encoded | None) -> None:
     if encoded.unlabelled:
         raise DataError(
             "measuring a classifier's loss needs labels",
-            detail=f"{encoded.unlabelled} of {len(rows)} rows have none",
+            detail=f"{encoded.unlabelled} of {len(encoded.rows)} rows have none",
             hint="name their field with --label-field",
         )
     if like is not None and like.rows != encoded.rows:
         raise MismatchError(
             "the models read the same rows as different tokens, so their losses do not compare",
             detail=f"{checkpoint.path}: another tokenizer, template or length limit",
-            hint="compare models of one tokenizer, or leave --data out",
+            hint="compare models of one tokenizer, with the files it was trained with",
         )
-    return row_losses(
-        built.model, encoded, where=f"{checkpoint.path} on --data", advance=advance
-    ), encoded
 
 
 def mean_loss(losses: RowLosses) -> Mean:
