@@ -33,6 +33,7 @@ COMMANDS = {
     "diff": "Tell how far a checkpoint is from another, such as a merge from a parent.",
     "check": "Hold a merge to a policy of how far it may be from its parents.",
     "gate": "Decide whether a candidate may replace a reference: is it at most a margin worse?",
+    "train": "Fine-tune on one task after another without forgetting.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",
     "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",
 }
@@ -91,8 +92,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of docs/commands.md."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     rest, flags = split_flags(given)
-    # Of a Fisher's processes the first one speaks; any other command is one process's own.
-    silent = rest[:1] == ["fisher"] and launched().rank > 0
+    # Of several processes' run the first one speaks; any other command is one process's own.
+    silent = rest[:1] in (["fisher"], ["train"]) and launched().rank > 0
     streams = Streams(json="json" in flags, quiet="quiet" in flags, silent=silent)
     if streams.json or streams.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -137,6 +137,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sidecar(checkpoint(found / name, seed), seed)
     tiny_llama(found / "llama", layers=1, tied=True)
     write_rows(found / "rows.jsonl", ({"text": text} for text in TEXTS[:2]))
+    write_rows(found / "task.jsonl", ({"text": text} for text in TEXTS))
+    (found / "config.toml").write_text(
+        'model = "llama"\n[[task]]\nname = "a"\ndata = ["task.jsonl"]\nsteps = 1\n'
+    )
     return found
 
 
@@ -156,6 +160,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("the plan of a sweep", "fisher-merge a b --sweep 3 --dry-run"),
         ("`fisher`", "fisher llama --data rows.jsonl -o one.safetensors"),
         ("the plan of `fisher`", "fisher llama --data rows.jsonl --dry-run"),
+        ("the plan of `train`", "train config.toml --dry-run"),
+        ("`train`", "train config.toml"),
     ],
 )
 def test_json_documents_have_the_documented_keys(here: Path, of: str, line: str) -> None:

@@ -18,7 +18,7 @@ PACKAGES = ("mergekit_cl", "fisher")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OWN = set(PACKAGES)
 LIBRARIES = {"click", "rich", "torch", "numpy", "numba", "safetensors", "transformers", "peft"}
-LIBRARIES |= {"accelerate"}
+LIBRARIES |= {"accelerate", "pydantic", "yaml"}
 
 
 class Import(NamedTuple):
@@ -168,7 +168,13 @@ def test_help_and_usage_errors_load_click_alone() -> None:
         "except SystemExit:\n    pass\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
     )
-    for arguments in (["--help"], ["linear-merge"], ["linear-merge", "a", "b", "--no-such-option"]):
+    lines = (
+        ["--help"],
+        ["train", "--help"],
+        ["linear-merge"],
+        ["linear-merge", "a", "b", "--no-such-option"],
+    )
+    for arguments in lines:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )

@@ -50,7 +50,7 @@ def build_skeleton(
     what `build` raises, and StackError for a model that is no single stack of layers.
     """
     chosen = architecture_of(checkpoint)
-    model = _without_weights(checkpoint, chosen.class_name, dtype)
+    model = without_weights(checkpoint, chosen.class_name, dtype)
     stack = find_stack(model)
     weights = Weights(model, checkpoint)
     names = _names_by_value(model, checkpoint, weights, stack.prefix)
@@ -149,7 +149,11 @@ def _names_by_value(model: Any, checkpoint: Checkpoint, weights: Weights, stack:
     return join_names(parts, model, checkpoint)
 
 
-def _without_weights(checkpoint: Checkpoint, class_name: str, dtype: torch.dtype) -> Any:
+def without_weights(checkpoint: Checkpoint, class_name: str, dtype: torch.dtype) -> Any:
+    """The model of a checkpoint with its parameters on the meta device, its buffers filled.
+
+    Raises InputError for what transformers cannot build, and for layers that must stay in float32.
+    """
     import transformers
 
     config = load_config(checkpoint)

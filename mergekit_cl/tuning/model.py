@@ -71,7 +71,7 @@ def build_tuned(config: Config, checkpoint: Checkpoint) -> Tuned:
     built = build(checkpoint, pad_id=pad_id(tokenizer, described))
     module = built.model
     if config.lora is not None:
-        module = _with_adapter(module, config.lora, built.kind, config.seed)
+        module = with_adapter(module, config.lora, built.kind, config.seed)
     return Tuned(built, module, tokenizer, dict(described), config.lora is not None)
 
 
@@ -83,7 +83,7 @@ def file_name(parameter: str) -> str:
     return name
 
 
-def _with_adapter(model: Any, settings: Lora, kind: str, seed: int) -> Any:
+def with_adapter(model: Any, settings: Lora, kind: str, seed: int) -> Any:
     """The model with a fresh adapter, drawn from the seed; the rest is frozen."""
     from peft import LoraConfig, TaskType, get_peft_model
 

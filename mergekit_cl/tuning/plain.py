@@ -79,6 +79,13 @@ def _list(dumper: Any, values: list[Any]) -> Any:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=inline)
 
 
+def _text(dumper: Any, value: str) -> Any:
+    # These end a line in YAML 1.1, so they have to be escaped, which double quotes alone can.
+    style = '"' if set(value) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(list, _list)
 _Loader.add_constructor("tag:yaml.org,2002:map", _table)
 _Loader.add_constructor(NULL, _nothing)

@@ -8,17 +8,12 @@ from typing import Any
 import yaml
 
 from mergekit_cl.errors import FormatError, InputError, OptionError
+from mergekit_cl.tuning.plain import from_yaml
 from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
 
 FREE = ("output", "save_every", "trackers")
 """Keys that change nothing about the weights: they may differ when a run goes on."""
-
-
-def config_text(config: Config) -> str:
-    """config.yaml: every key with the value that counted."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
-    return text
 
 
 def check_same_config(folder: RunFolder, config: Config) -> None:
@@ -30,7 +25,7 @@ def check_same_config(folder: RunFolder, config: Config) -> None:
             hint="give the folder that an earlier clmerge train wrote, or leave out --resume",
         )
     try:
-        stored = yaml.safe_load(folder.config.read_text())
+        stored = from_yaml(folder.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise FormatError(
             "the config of the run cannot be read", detail=f"{folder.config}: {error!s:.160}"

@@ -23,7 +23,8 @@ from mergekit_cl.tuning.metrics import Log
 from mergekit_cl.tuning.model import Tuned, build_tuned
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.publishing import publish
-from mergekit_cl.tuning.resuming import check_same_config, config_text
+from mergekit_cl.tuning.reading import config_text
+from mergekit_cl.tuning.resuming import check_same_config
 from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell

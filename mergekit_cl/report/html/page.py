@@ -11,21 +11,40 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from mergekit_cl.report.html.content import page_value
 
-WORDS = ("text.js", "table.js", "words.js")
-"""Run before plotly, so that there is something to read while a browser digests its 5 MB."""
-PICTURES = ("heatmap.js", "charts.js", "pictures.js")
-"""Run after it."""
+
+@dataclass(frozen=True)
+class Page:
+    """The parts of a page. words: scripts that run before plotly, so that there is something to
+    read while a browser digests its 5 MB; pictures: those that run after it.
+    """
+
+    template: str
+    words: tuple[str, ...]
+    pictures: tuple[str, ...]
 
 
-def render_page(content: Mapping[str, Any], library: str) -> str:
-    """The page of a content (content.py); library: the source of plotly.js."""
+DIVERGENCE = Page(
+    "page.html",
+    ("text.js", "table.js", "words.js"),
+    ("heatmap.js", "charts.js", "theme.js", "pictures.js"),
+)
+RUN = Page(
+    "run.html",
+    ("text.js", "run_words.js"),
+    ("run_charts.js", "run_timelines.js", "theme.js", "run_pictures.js"),
+)
+
+
+def render_page(content: Mapping[str, Any], library: str, page: Page = DIVERGENCE) -> str:
+    """The page of a content (content.py, run_content.py); library: the source of plotly.js."""
     value = page_value(content)
-    words, pictures = ("\n".join(map(_asset, names)) for names in (WORDS, PICTURES))
+    words, pictures = ("\n".join(map(_asset, names)) for names in (page.words, page.pictures))
     parts = {
         "title": html.escape(value["title"]),
         "policy": _policy(words, library, pictures),
@@ -35,7 +54,7 @@ def render_page(content: Mapping[str, Any], library: str) -> str:
         "library": library,
         "pictures": pictures,
     }
-    pieces = _asset("page.html").split("@@")
+    pieces = _asset(page.template).split("@@")
     return "".join(parts[piece] if k % 2 else piece for k, piece in enumerate(pieces))
 
 

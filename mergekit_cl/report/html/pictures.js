@@ -29,20 +29,6 @@ const showHeatmaps = (search) => {
   return draw;
 };
 
-const showTheme = (redraw) => {
-  const root = document.documentElement;
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const tell = () => byId("theme").setAttribute("aria-pressed", String(isDark()));
-  byId("theme").addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    tell();
-    redraw();
-  });
-  system.addEventListener("change", () => { tell(); redraw(); });
-  tell();
-};
-
 const drawMaps = metrics.length ? showHeatmaps(search) : () => {};
 byId("sizes-note").textContent = histogramNote(data);
 if (data.sweep) {

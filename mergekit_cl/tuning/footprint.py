@@ -1,0 +1,69 @@
+"""What a run holds in memory and leaves on the disk: sums over parameters, in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mergekit_cl.tuning.schema import Config
+
+SINGLE = 4
+"""Bytes of a float32: everything that training adds to is kept in it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of weights. whole: of the model, tied ones once. trained: that a step changes.
+
+    protected: that EWC's Fisher covers: those of the model that training can move, through an
+    adapter as well.
+    """
+
+    whole: int
+    trained: int
+    protected: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes held at once, activations not counted."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    fisher: int
+    anchor: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(asdict(self).values())
+
+    def to_json(self) -> dict[str, int]:
+        """As values for JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+def footprint(config: Config, counts: Counts) -> Footprint:
+    """What a run of this config holds.
+
+    An adapter's own weights come on top of the model's. The first task has no protection, so a
+    single task without sidecars has neither Fisher nor anchor. One pair stands for all earlier
+    tasks, however many there are.
+    """
+    adapter = counts.trained if config.lora is not None else 0
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    held = counts.protected if protects(config) else 0
+    return Footprint(
+        weights=SINGLE * (counts.whole + adapter),
+        gradients=SINGLE * counts.trained,
+        optimizer=SINGLE * counts.trained * moments,
+        average=SINGLE * counts.trained if config.ema is not None else 0,
+        fisher=SINGLE * held,
+        anchor=SINGLE * held,
+    )
+
+
+def protects(config: Config) -> bool:
+    """Whether any task of a run is held back by EWC."""
+    return config.ewc is not None and (len(config.task) > 1 or bool(config.ewc.sidecars))
