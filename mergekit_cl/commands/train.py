@@ -46,7 +46,7 @@ def command(
     output: Path | None,
     force: bool,
 ) -> int:
-    """Fine-tune on one task after another without forgetting: EWC, replay, averages, gates.
+    """Fine-tune on one task after another without forgetting.
 
     \b
     clmerge train config.toml --dry-run
@@ -54,7 +54,8 @@ def command(
     clmerge train --resume run-1
     clmerge train next.toml --continue run-1 -o run-2
 
-    CONFIG is TOML or YAML; docs/train.md lists its keys.
+    CONFIG is TOML or YAML: a model, tasks, and what holds forgetting back (EWC, replay, averaged
+    weights, a gate). docs/train.md lists its keys.
 
     --resume and --continue are different words for different things. --resume finishes a run that
     was interrupted: the same tasks, the same folder, and in the end the same bytes as if nothing
