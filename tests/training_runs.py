@@ -107,3 +107,8 @@ def files_of(root: Path, *, but: Sequence[str] = ()) -> dict[str, bytes]:
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """A jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's steps."""
+    return [line for line in lines_of(run / "metrics.jsonl") if line["kind"] == "step"]

@@ -69,6 +69,29 @@ def penalty_value(
     return total * (strength / 2)
 
 
+def penalty_sums(
+    parameters: Mapping[str, Tensor], protection: Protection, strength: float
+) -> tuple[float, float]:
+    """Value of the penalty, and the sum of squares of its gradient, in one pass, for the log.
+
+    Of sharded parameters only this process's part: add up over processes.
+    """
+    value = square = torch.zeros((), dtype=torch.float64)
+    groups = ((None, group[:3]) for _, group in matched(parameters, protection))
+    with torch.no_grad():
+        for bucket in in_buckets(groups, scratches=2):
+            thetas, fishers, anchors = bucket.columns
+            moved, pull = bucket.scratch
+            torch._foreach_copy_(moved, thetas)
+            torch._foreach_sub_(moved, anchors)
+            torch._foreach_copy_(pull, moved)
+            torch._foreach_mul_(pull, fishers)
+            for one, other in zip(moved, pull, strict=True):
+                value = value + one.mul_(other).sum(dtype=torch.float64).cpu()
+                square = square + other.square_().sum(dtype=torch.float64).cpu()
+    return float(value) * strength / 2, float(square) * strength**2
+
+
 def add_penalty_gradient(
     parameters: Mapping[str, Tensor], protection: Protection, strength: float
 ) -> None:

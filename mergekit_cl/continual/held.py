@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +10,12 @@ from torch import Tensor
 
 from mergekit_cl.continual.adapted import adapted
 from mergekit_cl.continual.coverage import Coverage, coverage
-from mergekit_cl.continual.ewc import Protection, add_penalty_gradient, penalty_value
+from mergekit_cl.continual.ewc import (
+    Protection,
+    add_penalty_gradient,
+    penalty_sums,
+    penalty_value,
+)
 from mergekit_cl.continual.lowrank import add_lowrank_gradient, lowrank_penalty_value
 from mergekit_cl.continual.proximal import proximal_step
 from mergekit_cl.errors import OptionError
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Update = Literal["coupled", "proximal"]
+Total = Callable[[list[float]], list[float]]
 
 
 class HeldBack:
@@ -70,6 +76,23 @@ class HeldBack:
         """lambda/2 sum F (theta - anchor)^2 as it is now, in the unit of the Fisher."""
         whole = penalty_value(self._whole, self._protection, self.strength)
         return float(whole + lowrank_penalty_value(self._lowrank, self._protection, self.strength))
+
+    def measured(self, total: Total = lambda values: values) -> tuple[float, float]:
+        """The penalty, and the sum of squares of the gradient it adds: how strong it is now.
+
+        total: adds up over processes, whose parts of sharded parameters these are.
+        """
+        value, square = total(list(penalty_sums(self._whole, self._protection, self.strength)))
+        factors = [side for w in self._lowrank for one in w.factors for side in (one.a, one.b)]
+        kept = [side.grad for side in factors]
+        for side in factors:
+            side.grad = None
+        add_lowrank_gradient(self._lowrank, self._protection, self.strength)
+        square += sum(float(s.grad.double().square().sum()) for s in factors if s.grad is not None)
+        for side, gradient in zip(factors, kept, strict=True):
+            side.grad = gradient
+        lowrank = lowrank_penalty_value(self._lowrank, self._protection, self.strength)
+        return value + float(lowrank), square
 
 
 def _beside(protection: Protection, parameters: Mapping[str, Tensor]) -> Protection:

@@ -71,6 +71,7 @@ def measure_suites(
     *,
     adapter: Path | None = None,
     max_length: int,
+    completion_only: bool = True,
     device: str | torch.device,
     like: Mapping[str, Encoded] | None,
     advance: Callable[[int], None],
@@ -86,7 +87,14 @@ def measure_suites(
     config = checkpoint.config or {}
     task = architecture_of(checkpoint).task
     encoded = {
-        name: encode(rows, tokenizer, task=task, config=config, max_length=max_length)
+        name: encode(
+            rows,
+            tokenizer,
+            task=task,
+            config=config,
+            max_length=max_length,
+            completion_only=completion_only,
+        )
         for name, rows in suites.items()
     }
     for name, one in encoded.items():

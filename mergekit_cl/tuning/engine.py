@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from mergekit_cl.errors import OptionError
+from mergekit_cl.tuning.schema import Config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +25,7 @@ class Engine:
     accelerator: Any
     precision: str = "float32"
     module: Any = None
+    tracked: bool = False
 
     @property
     def rank(self) -> int:
@@ -75,6 +81,18 @@ class Engine:
         here = torch.tensor(values, dtype=torch.float64, device=self.device)
         return [float(value) for value in self.accelerator.reduce(here, "sum")]
 
+    def begin_tracking(self, settings: Mapping[str, Any]) -> None:
+        """Tell the trackers what is trained, if there are any."""
+        if self.tracked:
+            plain = {key: str(value) for key, value in settings.items()}
+            self.accelerator.init_trackers("clmerge", config=plain)
+
+    def track(self, said: Mapping[str, Any], step: int) -> None:
+        """Pass the numbers of a step on to the trackers, if there are any."""
+        if self.tracked:
+            numbers = {k: v for k, v in said.items() if isinstance(v, (int, float))}
+            self.accelerator.log(numbers, step=step)
+
     def exchange(self, said: Any) -> list[Any]:
         """What every process says, by rank; a collective."""
         if self.world == 1:
@@ -89,8 +107,19 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise OptionError for a tracker whose package is not installed: it would be left out."""
+    for name in names:
+        if find_spec(name) is None:
+            raise OptionError(
+                "a tracker is not installed",
+                detail=f"trackers: {name}",
+                hint=f"pip install {name}, or leave it out: metrics.jsonl has everything",
+            )
+
+
 @contextmanager
-def engine(precision: str, trackers: list[str], folder: str) -> Iterator[Engine]:
+def engine(config: Config, folder: Path) -> Iterator[Engine]:
     """Join the processes of this run, if a launcher started several, and leave them again."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -100,12 +129,12 @@ def engine(precision: str, trackers: list[str], folder: str) -> Iterator[Engine]
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        log_with=trackers or None,
-        project_dir=folder,
+        log_with=list(config.trackers) or None,
+        project_dir=str(folder),
         kwargs_handlers=handlers,
     )
     try:
-        yield Engine(accelerator, precision)
+        yield Engine(accelerator, config.optimizer.precision, tracked=bool(config.trackers))
     finally:
         accelerator.end_training()
         # It is kept as one for the whole program, which may train again.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_cl.continual.mixing import Realised
 from mergekit_cl.training.loss import RowLosses
 from mergekit_cl.tuning.position import Position
+from mergekit_cl.tuning.watching import Stream
 
 if TYPE_CHECKING:
     import torch
@@ -18,45 +19,62 @@ if TYPE_CHECKING:
     from mergekit_cl.continual.ewc import Protection
     from mergekit_cl.tuning.model import Tuned
 
-Suites = Mapping[str, RowLosses]
+Suites = dict[str, RowLosses]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All held-out rows with one model. after: the task it had just learned; None: none yet."""
+
+    after: str | None
+    losses: Suites
 
 
 @dataclass
-class History:
-    """What is known of the run, which no rejection takes back.
+class Record:
+    """Losses by row. reference: of the model before the task at work, anchor: of a release.
 
-    measured: a row of the task matrix for each time that all tasks were evaluated. verdicts: of the
-    gate, by look. looks: {suite: times it was looked at}. reference: {suite: losses of the model
-    before the task at work}. watch: the drift detector's state. tasks: what became of each.
+    revision: grows with every change.
     """
 
-    measured: list[dict[str, Any]] = field(default_factory=list)
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
-    looks: dict[str, int] = field(default_factory=dict)
-    reference: dict[str, RowLosses] = field(default_factory=dict)
-    anchor: dict[str, RowLosses] = field(default_factory=dict)
-    watch: dict[str, Any] | None = None
-    tasks: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    reference: Suites = field(default_factory=dict)
+    anchor: Suites = field(default_factory=dict)
+    revision: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> History:
+    def from_json(cls, values: Mapping[str, Any]) -> Record:
         """From `to_json`."""
-        found = cls(**values)
-        found.reference = {name: _losses(one) for name, one in values["reference"].items()}
-        found.anchor = {name: _losses(one) for name, one in values["anchor"].items()}
-        return found
+        measured = [Measured(one["after"], _suites(one["losses"])) for one in values["measured"]]
+        reference, anchor = _suites(values["reference"]), _suites(values["anchor"])
+        return cls(measured, reference, anchor, values["revision"])
+
+
+@dataclass
+class History:
+    """What was seen and decided, which no rejection takes back.
+
+    looks: {suite: times the gate looked at it}. verdicts: what it decided, in order. tasks: what
+    became of each. alarms: of the drift detector.
+    """
+
+    looks: dict[str, int] = field(default_factory=dict)
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class Live:
     """The parts of a run that a state on the disk holds.
 
-    protection: of earlier tasks, by the names of file tensors' parameters; protected: how many
-    tasks are in it. realised: what was replayed in the task at work.
+    protection: of earlier tasks, by the names that
+    parameters have without an adapter; protected: how often it changed. realised: what was replayed
+    in the task at work. stream: the drift detector. history, record, stream: survive a rejection.
     """
 
     tuned: Tuned
@@ -67,7 +85,13 @@ class Live:
     protection: Protection | None = None
     protected: int = 0
     realised: Realised = field(default_factory=Realised)
+    stream: Stream | None = None
     history: History = field(default_factory=History)
+    record: Record = field(default_factory=Record)
+
+
+def _suites(values: Mapping[str, Any]) -> Suites:
+    return {name: _losses(one) for name, one in values.items()}
 
 
 def _losses(values: Mapping[str, Any]) -> RowLosses:

@@ -86,9 +86,9 @@ def take_step(
             f"loss {sums[0] / batch.fresh_tokens:.4g}, gradient norm {norm:.4g}",
             hint="a smaller optimizer.learning_rate, or more optimizer.warmup",
         )
-    held = penalty.before(live.optimizer, parameters, task_norm=norm)
+    held = penalty.before(norm, now.steps)
     live.optimizer.step()
-    penalty.after(live.optimizer, parameters)
+    penalty.after(live.optimizer)
     if live.average is not None:
         live.average.update(live.tuned, tokens=batch.fresh_tokens + batch.replayed_tokens)
 

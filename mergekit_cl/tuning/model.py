@@ -60,19 +60,22 @@ class Tuned:
         return found | dict(self.named_buffers())
 
 
-def build_tuned(config: Config, checkpoint: Checkpoint) -> Tuned:
-    """Build the model of a checkpoint, in float32 on the CPU, ready to be trained.
-
-    Raises what `training.model.build` raises, and OptionError for targets of an adapter that the
-    model does not have.
-    """
+def build_base(checkpoint: Checkpoint) -> BuiltModel:
+    """The model of a checkpoint, in float32 on the CPU; raises what `training.model.build` does."""
     tokenizer = load_tokenizer(checkpoint.root)
-    described = checkpoint.config or {}
-    built = build(checkpoint, pad_id=pad_id(tokenizer, described))
+    return build(checkpoint, pad_id=pad_id(tokenizer, checkpoint.config or {}))
+
+
+def build_tuned(config: Config, checkpoint: Checkpoint, built: BuiltModel) -> Tuned:
+    """A built model ready to be trained: as it is, or frozen with an adapter put into it.
+
+    Raises OptionError for targets of an adapter that the model does not have.
+    """
     module = built.model
     if config.lora is not None:
         module = with_adapter(module, config.lora, built.kind, config.seed)
-    return Tuned(built, module, tokenizer, dict(described), config.lora is not None)
+    tokenizer = load_tokenizer(checkpoint.root)
+    return Tuned(built, module, tokenizer, dict(checkpoint.config or {}), config.lora is not None)
 
 
 def file_name(parameter: str) -> str:

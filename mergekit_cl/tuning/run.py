@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.continual.average import WeightAverage
-from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.report.progress import Start, no_progress
-from mergekit_cl.tuning.engine import Engine, engine
+from mergekit_cl.tuning.beginning import begin, go_on
+from mergekit_cl.tuning.earlier import check_continued, check_inputs, describe_inputs, write_inputs
+from mergekit_cl.tuning.engine import Engine, check_trackers, engine
+from mergekit_cl.tuning.gatekeeping import measure_anchor
 from mergekit_cl.tuning.live import Live
+from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
-from mergekit_cl.tuning.model import Tuned, build_tuned
-from mergekit_cl.tuning.optimizer import make_optimizer
+from mergekit_cl.tuning.preparing import Prepared, check_disk, prepare
 from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.resuming import check_same_config
@@ -29,8 +30,7 @@ from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
 from mergekit_cl.tuning.state import load_state, pointer
-from mergekit_cl.tuning.taskrows import Reader, TaskRows, read_tasks
-from mergekit_cl.tuning.tasks import run_task
+from mergekit_cl.tuning.tasks import measure, run_task
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class Outcome:
     """What became of a run.
 
     state: "finished" or "up to date". model: the checkpoint or adapter that was written. decision:
-    of the gate, None without one. matrix: what tasks.json holds.
+    the gravest of the gate's, None without one. alarms: of the drift detector. matrix: {"loss" and
+    for classifiers "accuracy": a TaskMatrix as values}.
     """
 
     run: Path
     model: Path
     state: str
     decision: str | None
+    alarms: int
     matrix: dict[str, Any]
     seconds: float
     peak_memory: int | None
@@ -62,12 +64,15 @@ def train(
     """Learn the tasks of a config in their order and leave a run directory.
 
     resume: a run of the same config that was interrupted. continue_from: a finished run whose
-    model, buffer and protection these tasks build on. force: begin anew in place of an older run.
-    Raises what is wrong with config, files or rows before anything is trained.
+    model, buffer and protection these tasks build on, in a folder of their own. force: begin anew
+    in place of an older run. Raises what is wrong with config, files or rows before anything is
+    trained, and Interrupted where a signal came; the same with `resume` then goes on.
     """
     folder = RunFolder(Path(resume or config.output))
+    before = None if continue_from is None else RunFolder(Path(continue_from))
     if launched().rank:
         progress, tell = no_progress, _silent
+    check_trackers(config.trackers)
     with ExitStack() as stack:
         if resume is None:
             check_free(folder, force=force)
@@ -76,50 +81,65 @@ def train(
             if (done := finished(folder)) is not None:
                 return done
         checkpoint = stack.enter_context(open_checkpoint(config.model))
-        tuned = build_tuned(config, checkpoint)
-        reader = _reader(config, tuned)
-        tasks = read_tasks(config, reader, held_out=())
-        among = stack.enter_context(engine(config.optimizer.precision, [], str(folder.root)))
+        prepared = prepare(config, checkpoint, before)
+        _check_earlier(config, folder, before, prepared, resume=resume is not None)
+        check_disk(config, prepared, checkpoint, folder.root)
         caught = stack.enter_context(deferred_interrupts())
-        among.prepare(tuned.module)
-        live = _begin(config, tuned, tasks)
-        with _place(folder, config, among, resume=resume is not None, force=force):
-            leads = among.leads
-            session = Session(
-                config=config,
-                engine=among,
-                checkpoint=checkpoint,
-                folder=folder,
-                reader=reader,
-                tasks=tasks,
-                suites={task.name: task.judged for task in tasks if task.judged is not None},
-                log=Log(folder.metrics if leads else None),
-                times=Log(folder.times if leads else None),
-                progress=progress,
-                tell=tell,
-                caught=caught,
-            )
-            return _run(session, live)
+        among = stack.enter_context(engine(config, folder.root))
+        among.prepare(prepared.tuned.module)
+        stack.enter_context(_place(folder, config, prepared, among, resume is not None, force))
+        among.begin_tracking(config.model_dump(mode="json", by_alias=True))
+        live = begin(config, prepared)
+        session = Session(
+            config=config,
+            engine=among,
+            checkpoint=checkpoint,
+            folder=folder,
+            reader=prepared.reader,
+            tasks=prepared.tasks,
+            suites=prepared.suites(prepared.judged),
+            extra=prepared.suites(prepared.extra),
+            judged={**prepared.judged, **prepared.extra},
+            inputs=describe_inputs(prepared.base, prepared.tasks),
+            strength=_strength(config),
+            log=Log(folder.metrics if among.leads else None),
+            times=Log(folder.times if among.leads else None),
+            progress=progress,
+            tell=tell,
+            caught=caught,
+        )
+        return _run(session, live, before)
 
 
-def _run(session: Session, live: Live) -> Outcome:
-    lines = load_state(session.folder.state, live) if pointer(session.folder.state) else 0
-    session.log.cut(lines)
+def _run(session: Session, live: Live, before: RunFolder | None) -> Outcome:
+    """The whole run from where its state is, or from the beginning."""
+    state = session.folder.state
     try:
+        if pointer(state):
+            session.log.cut(load_state(state, live))
+            go_on(live, session.judged)
+        else:
+            session.log.cut(0)
+            if before is not None:
+                load_state(before.state, live)
+                go_on(live, session.judged, anew=session.config)
+            live.record.anchor = measure_anchor(session)
+            measure(session, live, after=None)
         while live.position.task < len(session.tasks):
             run_task(session, live)
         target = publish(session, live)
     finally:
         session.log.close()
         session.times.close()
-    seconds = round(time.perf_counter() - session.began, 3)
+    described = describe_matrix(live.record)
     outcome = Outcome(
         run=session.folder.root,
         model=target,
         state="finished",
-        decision=None,
-        matrix={},
-        seconds=seconds,
+        decision=_decision(live),
+        alarms=len(live.history.alarms),
+        matrix={key: described[key] for key in ("loss", "accuracy") if described[key] is not None},
+        seconds=round(time.perf_counter() - session.began, 3),
         peak_memory=peak_memory_bytes(),
     )
     if session.engine.leads:
@@ -137,6 +157,7 @@ def finished(folder: RunFolder) -> Outcome | None:
         model=folder.root / record["model"],
         state="up to date",
         decision=record["decision"],
+        alarms=record["alarms"],
         matrix=record["matrix"],
         seconds=record["seconds"],
         peak_memory=record["peak_memory_bytes"],
@@ -149,44 +170,56 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "state": outcome.state,
         "model": outcome.model.name,
         "decision": outcome.decision,
+        "alarms": outcome.alarms,
         "matrix": outcome.matrix,
         "seconds": outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory,
     }
 
 
-def _begin(config: Config, tuned: Tuned, tasks: tuple[TaskRows, ...]) -> Live:
-    """What changes, as it is before the first step."""
-    live = Live(tuned, make_optimizer(config.optimizer, tuned.trained()))
-    if config.ema is not None:
-        settings = config.ema
-        live.average = WeightAverage(
-            tuned,
-            half_life=settings.half_life,
-            unit=settings.unit,
-            warmup=settings.warmup,
-        )
-    if config.replay is not None:
-        held_out = {row for task in tasks for row in task.validation}
-        live.buffer = Buffer(config.replay.rows, config.seed, config.replay.policy, held_out)
-    return live
+def _decision(live: Live) -> str | None:
+    """The gravest of the decisions at the ends of tasks."""
+    found = {task["decision"] for task in live.history.tasks}
+    return next((one for one in ("reject", "inconclusive", "accept") if one in found), None)
 
 
-def _reader(config: Config, tuned: Tuned) -> Reader:
-    batch = config.batch
-    return Reader(
-        tuned.tokenizer, tuned.built.kind, tuned.config, batch.max_length, batch.completion_only
-    )
+def _strength(config: Config) -> float:
+    return 0.0 if config.ewc is None else float(config.ewc.strength)
+
+
+def _check_earlier(
+    config: Config,
+    folder: RunFolder,
+    before: RunFolder | None,
+    prepared: Prepared,
+    *,
+    resume: bool,
+) -> None:
+    """Raise where a run cannot go on, or tasks cannot build on another."""
+    if resume:
+        check_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
+    if before is not None:
+        names = {task.name for task in prepared.tasks}
+        base = prepared.base if prepared.tuned.adapted else None
+        check_continued(before, folder.root, names, base)
 
 
 @contextmanager
 def _place(
-    folder: RunFolder, config: Config, among: Engine, *, resume: bool, force: bool
+    folder: RunFolder,
+    config: Config,
+    prepared: Prepared,
+    among: Engine,
+    resume: bool,
+    force: bool,
 ) -> Iterator[None]:
     """Within, the run's folder is there and no other run is in it."""
     held = None
     if among.leads:
         held = folder.lock() if resume else begin_run(folder, config_text(config), force=force)
+        if not resume:
+            inputs = describe_inputs(prepared.base, prepared.tasks)
+            write_inputs(folder, inputs, prepared.judged)
     among.wait()
     try:
         yield

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import Interrupted
-from mergekit_cl.report.progress import Start
+from mergekit_cl.report.progress import Advance, Start
 from mergekit_cl.training.encode import Encoded
+from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.engine import Engine
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.metrics import Log
@@ -25,8 +27,9 @@ Tell = Callable[[str], None]
 class Session:
     """One process's part of a run.
 
-    suites: rows that models are judged by, of tasks of this run and of those before it. caught:
-    the signal that arrived, or None.
+    suites: rows that models are judged by, {task: rows}, of this run and of those before it; extra:
+    the gate's own. judged: all of them as they were read. inputs: digests of weights and rows.
+    strength: lambda, as a number. caught: the signal that arrived, or None.
     """
 
     config: Config
@@ -36,6 +39,10 @@ class Session:
     reader: Reader
     tasks: tuple[TaskRows, ...]
     suites: Mapping[str, Encoded]
+    extra: Mapping[str, Encoded]
+    judged: Mapping[str, Sequence[Row]]
+    inputs: Mapping[str, Any]
+    strength: float
     log: Log
     times: Log
     progress: Start
@@ -47,6 +54,10 @@ class Session:
         """One line of metrics.jsonl."""
         where = {"kind": kind, "task": self.tasks[live.position.task].name}
         self.log.write({**where, "step": live.position.steps, **values})
+
+    def rows(self, title: str, suites: Mapping[str, Encoded]) -> Advance:
+        """Progress over all rows of some suites."""
+        return self.progress(title, sum(len(one.rows) for one in suites.values()), "rows")
 
     def save(self, live: Live, *, accepted: bool) -> None:
         """Write a state, together with the lines of the log up to here."""

@@ -1,8 +1,8 @@
 """The state of a run on the disk: written and read in one way, whatever for.
 
     state/current.json   {"format", "current": "00000007", "accepted": "00000005"}
-    state/00000007/      weights, optimizer, average, protection (safetensors), buffer, state.json
-                         and history.json
+    state/00000007/      weights, optimizer, average, protection (safetensors), buffer, state.json,
+                         history.json, losses.json
 
 A generation is written whole beside the others before `current.json`, replaced in one step, names
 it; so a kill at any instant leaves one. `accepted` is what a rejected update goes back to.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,11 @@ import torch
 from mergekit_cl.continual.buffertext import MANIFEST, ROWS, encode
 from mergekit_cl.continual.ewc import Protection
 from mergekit_cl.continual.mixing import Realised
-from mergekit_cl.errors import FormatError, OutputError
+from mergekit_cl.errors import FormatError, MismatchError, OutputError
 from mergekit_cl.output.durable import sync, sync_tree, write_durably
 from mergekit_cl.training.bufferfile import load_buffer
-from mergekit_cl.tuning.live import History, Live
+from mergekit_cl.tuning.live import History, Live, Record
+from mergekit_cl.tuning.model import file_name
 from mergekit_cl.tuning.optimizer import optimizer_tensors, restore_optimizer
 from mergekit_cl.tuning.position import Position
 
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 FORMAT = "clmerge.state/1"
 POINTER = "current.json"
 FRESH = "fresh"
-KEPT = ("protection.safetensors",)
-"""Files that stay the same for a whole task: linked from the generation before, not written."""
+KEPT = {"protection.safetensors": "protected", "losses.json": "revision"}
+"""Large files that seldom change, and the number that says so: an unchanged one is linked from the
+generation before, not written again."""
 
 
 def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: bool = True) -> None:
@@ -72,15 +75,15 @@ def load_state(
 ) -> int:
     """Bring `live` to a generation, to the bit; returns the length of metrics.jsonl then.
 
-    rollback: leave `live.history` as it is: what was seen and decided since stays known. Raises
-    FormatError where a file is missing or not of this model.
+    rollback: what was seen and decided since stays known: `history`, `record` and `stream` are left
+    as they are. Raises FormatError where a file is missing or not of this model.
     """
     place = folder / pointer(folder)[generation]
     try:
         values = json.loads((place / "state.json").read_bytes())
         _restore(live, place, values)
         if not rollback:
-            live.history = History.from_json(json.loads((place / "history.json").read_bytes()))
+            _remember(live, place)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             "the state of the run cannot be read", detail=f"{place}: {error!r:.200}"
@@ -149,12 +152,18 @@ def _write(
 
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    unchanged = _protected(before) == live.protected
+    numbers = {"protected": live.protected, "revision": live.record.revision}
+    known = _numbers(before)
+    linked = {
+        file
+        for file, number in KEPT.items()
+        if known.get(number) == numbers[number] and (before / file).is_file()
+    }
     for file, content in tensors.items():
-        if file in KEPT and unchanged and (before / file).is_file():
-            os.link(before / file, place / file)
-        else:
+        if file not in linked:
             save_file(content, str(place / file))
+    for file in linked:
+        os.link(before / file, place / file)
     if live.buffer is not None:
         texts = encode(live.buffer)
         (place / ROWS).write_bytes(texts.rows)
@@ -165,21 +174,36 @@ def _write(
     state = {
         "position": live.position.to_json(),
         "realised": asdict(live.realised),
-        "protected": live.protected,
+        **numbers,
         "average": average,
         "lines": lines,
     }
-    for name, values in (("state.json", state), ("history.json", live.history.to_json())):
+    stream = None if live.stream is None else live.stream.to_json()
+    history = {**asdict(live.history), "stream": stream}
+    texts_of: dict[str, Any] = {"state.json": state, "history.json": history}
+    if "losses.json" not in linked:
+        texts_of["losses.json"] = live.record.to_json()
+    for name, values in texts_of.items():
         (place / name).write_text(json.dumps(values, sort_keys=True, allow_nan=False) + "\n")
     sync_tree(place)
 
 
-def _protected(place: Path) -> int | None:
+def _numbers(place: Path) -> dict[str, Any]:
     try:
-        found: int = json.loads((place / "state.json").read_bytes())["protected"]
-    except (OSError, ValueError, KeyError):
-        return None
+        found: dict[str, Any] = json.loads((place / "state.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
     return found
+
+
+def _remember(live: Live, place: Path) -> None:
+    """What a rejection would not take back."""
+    history = json.loads((place / "history.json").read_bytes())
+    stream = history.pop("stream")
+    live.history = History(**history)
+    live.record = Record.from_json(json.loads((place / "losses.json").read_bytes()))
+    if live.stream is not None and stream is not None:
+        live.stream.restore(stream)
 
 
 def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
@@ -190,7 +214,11 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
 
     evolving, stored = live.tuned.evolving(), read("weights.safetensors")
     if wrong := sorted(evolving.keys() ^ stored.keys()):
-        raise ValueError(f"weights of another model: {wrong[0]}")
+        raise MismatchError(
+            "the state holds the weights of another model or adapter",
+            detail=f"{place}: {wrong[0]} is in one of them only",
+            hint="model and lora must be as they were",
+        )
     with torch.no_grad():
         for name, tensor in evolving.items():
             tensor.copy_(like(stored[name], tensor))
@@ -206,17 +234,26 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         live.average.load_state_dict({**values["average"], "tensors": held})
     live.protection, live.protected = None, values["protected"]
     if (place / "protection.safetensors").is_file():
-        live.protection = _protection(read("protection.safetensors"), parameters)
+        live.protection = placed(_protection(read("protection.safetensors")), live)
     if (place / ROWS).is_file():
         live.buffer = load_buffer(place)
     live.position = Position(**values["position"])
     live.realised = Realised(**values["realised"])
 
 
-def _protection(stored: dict[str, Tensor], parameters: dict[str, Any]) -> Protection:
+def placed(protection: Protection, live: Live) -> Protection:
+    """A protection where the parameters lie, cut as they are."""
+    there = {file_name(name): p for name, p in live.tuned.module.named_parameters()}
+
+    def put(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: like(one, there[n]) if n in there else one for n, one in tensors.items()}
+
+    return Protection(put(protection.fisher), put(protection.anchor))
+
+
+def _protection(stored: dict[str, Tensor]) -> Protection:
     parts: dict[str, dict[str, Tensor]] = {"fisher": {}, "anchor": {}}
     for key, values in stored.items():
         kind, _, name = key.partition(":")
-        placed = like(values, parameters[name]) if name in parameters else values
-        parts[kind][name] = placed
+        parts[kind][name] = values
     return Protection(parts["fisher"], parts["anchor"])

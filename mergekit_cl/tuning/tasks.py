@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+from mergekit_cl.continual.mixing import Realised
+from mergekit_cl.manifest import write_json
 from mergekit_cl.training.encode import EncodedRow
 from mergekit_cl.training.loss import accuracy, mean_loss
 from mergekit_cl.tuning.evaluating import as_published, evaluate
-from mergekit_cl.tuning.live import Live
-from mergekit_cl.tuning.loop import take_step
+from mergekit_cl.tuning.gatekeeping import begin_gate, look
+from mergekit_cl.tuning.keeping import keep_task
+from mergekit_cl.tuning.live import Live, Measured
+from mergekit_cl.tuning.loop import Stepped, take_step
+from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.mixture import mixture_of
 from mergekit_cl.tuning.optimizer import make_optimizer
-from mergekit_cl.tuning.penalty import Penalty
+from mergekit_cl.tuning.penalty import penalty_of
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.session import Session
+from mergekit_cl.tuning.watching import alarm_to_json
 
 
 def run_task(session: Session, live: Live) -> None:
@@ -23,48 +29,64 @@ def run_task(session: Session, live: Live) -> None:
     settings = config.task[live.position.task]
     steps = steps_of(settings, len(task.encoded), config.batch.rows)
     if not live.position.begun:
-        if not live.history.measured:
-            measure(session, live, before=True)
+        begin_gate(session, live)
         live.position = replace(live.position, begun=True)
         session.save(live, accepted=True)
     mixture = mixture_of(config, task.name, task.encoded, _replayed(session, live))
+    penalty = penalty_of(config.ewc, live, session.strength, session.engine.total)
+    if penalty.held is not None and live.position.step == 0:
+        reached = penalty.held.coverage
+        session.write(live, "protection", mass=reached.mass, share=reached.share)
+        session.tell(f"{reached.share:.1%} of the Fisher of earlier tasks is held back")
     advance = session.progress(f"train {task.name}", steps * config.batch.rows, "rows")
     advance(live.position.step * config.batch.rows)
+    decision = None
     while live.position.step < steps:
-        began = time.perf_counter()
-        stepped = take_step(config, session.engine, live, mixture, Penalty(), steps)
-        session.write(live, "step", **stepped.to_json())
-        seconds = time.perf_counter() - began
-        session.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
+        began, decision = time.perf_counter(), None
+        stepped = take_step(config, session.engine, live, mixture, penalty, steps)
+        _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
-        if live.position.step % config.save_every == 0:
+        if config.gate is not None and _is_look(live.position.step, config.gate.every, steps):
+            decision = look(session, live, last=live.position.step == steps)
+        if decision == "reject":
+            break
+        if decision == "accept" and live.position.step < steps:
+            session.save(live, accepted=True)
+        elif live.position.step % config.save_every == 0:
             session.save(live, accepted=False)
         session.stop_if_asked(live)
-    _keep(session, live)
-    measure(session, live, before=False)
-    live.history.tasks.append({"task": task.name, "steps": live.position.step})
+    if live.position.step:
+        keep_task(session, live)
+    measure(session, live, after=task.name)
+    live.history.tasks.append(
+        {"task": task.name, "steps": live.position.step, "decision": decision}
+    )
     move_on(session, live)
 
 
 def move_on(session: Session, live: Live) -> None:
     """To the next task, with a fresh optimizer."""
-    live.position = replace(
-        live.position, task=live.position.task + 1, step=0, consumed=0, begun=False
-    )
+    now = live.position
+    live.position = replace(now, task=now.task + 1, step=0, consumed=0, begun=False)
+    live.realised = Realised()
     live.optimizer = make_optimizer(session.config.optimizer, live.tuned.trained())
     session.save(live, accepted=True)
+    if session.engine.leads:
+        write_json(session.folder.matrix, describe_matrix(live.record))
     session.stop_if_asked(live)
 
 
-def measure(session: Session, live: Live, *, before: bool) -> None:
+def measure(session: Session, live: Live, *, after: str | None) -> None:
     """One row of the task matrix: all tasks' held-out rows with the model as it would be written.
 
     Tasks still ahead are measured too: what earlier ones did for them is forward transfer.
     """
-    total = sum(len(rows.rows) for rows in session.suites.values())
-    advance = session.progress("evaluate", total, "rows")
     with as_published(session.config, live):
-        found = evaluate(session.engine, live, session.suites, advance)
+        found = evaluate(
+            session.engine, live, session.suites, session.rows("evaluate", session.suites)
+        )
+    live.record.measured.append(Measured(after, found))
+    live.record.revision += 1
     row = {}
     for name, losses in found.items():
         loss, right = mean_loss(losses), accuracy(losses)
@@ -75,18 +97,38 @@ def measure(session: Session, live: Live, *, before: bool) -> None:
             "accuracy": None if right is None else right.value,
             "accuracy_error": None if right is None else right.standard_error,
         }
-    after = None if before else session.tasks[live.position.task].name
-    live.history.measured.append({"after": after, "tasks": row})
-    session.write(live, "evaluation", after=after, tasks=row)
+    buffer = None
+    if live.buffer is not None:
+        buffer = asdict(live.buffer.describe(live.position.steps))
+    session.write(live, "evaluation", after=after, tasks=row, buffer=buffer)
 
 
-def _keep(session: Session, live: Live) -> None:
-    """Offer the task's rows to the buffer."""
-    if live.buffer is None:
-        return
-    task = session.tasks[live.position.task]
-    for row in task.train.values():
-        live.buffer.add(row, row.content.get("label"), task.name, live.position.steps)
+def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> None:
+    """The step's line, and what the drift detector makes of its new rows."""
+    alarm = None
+    said = stepped.to_json()
+    if live.stream is not None:
+        alarm = live.stream.see(said["loss"])
+        said |= live.stream.statistic
+    if live.buffer is not None:
+        share = live.realised.tokens_share
+        if session.config.replay is None or session.config.replay.unit == "rows":
+            share = live.realised.rows_share
+        said["replay_share"] = share
+    session.write(live, "step", **said)
+    session.engine.track(said, live.position.steps)
+    session.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
+    if alarm is not None:
+        found = {"run_step": live.position.steps, **alarm_to_json(alarm)}
+        live.history.alarms.append(found)
+        session.write(live, "drift", **alarm_to_json(alarm))
+        session.tell(
+            f"drift: the loss of new rows went {alarm.direction} at step {live.position.steps}"
+        )
+
+
+def _is_look(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
 
 
 def _replayed(session: Session, live: Live) -> dict[str, EncodedRow]:

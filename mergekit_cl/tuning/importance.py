@@ -1,0 +1,85 @@
+"""The Fisher of the model at hand, by the estimator of `clmerge fisher`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fisher.accumulator import Accumulator, Estimate
+from mergekit_cl.errors import DataError
+from mergekit_cl.estimating.prepare import default_estimator
+from mergekit_cl.training.choose import Choice, choose
+from mergekit_cl.training.encode import Encoded, auto_batch_size
+from mergekit_cl.training.rows import Row
+from mergekit_cl.tuning.folding import folded, whole_weights
+from mergekit_cl.tuning.live import Live
+from mergekit_cl.tuning.model import file_name
+from mergekit_cl.tuning.session import Session
+
+SAMPLES = 256
+
+
+def samples_of(session: Session) -> int:
+    """Rows that a Fisher is taken on."""
+    return SAMPLES if session.config.ewc is None else session.config.ewc.samples
+
+
+def choose_rows(session: Session, rows: Iterable[Row]) -> Choice:
+    """The rows a Fisher is taken on, as `clmerge fisher` would choose them."""
+    return choose(rows, samples_of(session), session.config.seed)
+
+
+def estimate_fisher(
+    session: Session, live: Live, choice: Choice, *, everything: bool, title: str
+) -> tuple[Estimate, Encoded]:
+    """The Fisher diagonal at the model as it is, under the names of its parameters without adapter.
+
+    everything: of an adapted model all weights, not only those that are moved. By all processes,
+    each with its share of the rows. Raises DataError where a row gives no finite gradient.
+    """
+    from fisher.errors import FisherError
+
+    engine, config = session.engine, session.config
+    encoded = session.reader.encode(choice.rows, title)
+    mine = encoded
+    if engine.world > 1 and not engine.sharded:  # shards compute together, on all rows
+        mine = replace(encoded, rows=encoded.rows[engine.rank :: engine.world])
+    kind = live.tuned.built.kind
+    asked = None if config.ewc is None else config.ewc.estimator
+    advance = session.progress(title, len(mine.rows), "rows")
+    wanted = whole_weights(live.tuned, everything=everything)
+    with folded(live.tuned):
+        try:
+            accumulator = Accumulator(
+                live.tuned.module,
+                estimator=asked or default_estimator(kind, live.tuned.config),
+                seed=config.seed,
+                include=wanted.__contains__,
+            )
+            for batch in mine.batches(auto_batch_size(live.tuned.built.parameters, mine.longest)):
+                accumulator.add(batch)
+                advance(len(batch))
+        except FisherError as error:
+            raise DataError(
+                "the Fisher of a task cannot be taken", detail=f"{title}: {error}"
+            ) from error
+        if engine.world > 1:
+            from fisher.distributed import reduce_sums
+
+            reduce_sums(accumulator)
+        estimate = accumulator.finish()
+    return _without_adapter(estimate), encoded
+
+
+def _without_adapter(estimate: Estimate) -> Estimate:
+    """The same under the names that parameters have in the model alone."""
+    return replace(
+        estimate,
+        diagonal={file_name(name): values for name, values in estimate.diagonal.items()},
+        missing={
+            file_name(name): reason
+            for name, reason in estimate.missing.items()
+            if ".lora_" not in name and ".original_module." not in name
+        },
+        standard_error={file_name(n): error for n, error in estimate.standard_error.items()},
+    )

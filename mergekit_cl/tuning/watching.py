@@ -1,0 +1,81 @@
+"""The loss of each step's new rows, watched for drift before they are learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.watch import Alarm, Watch
+from mergekit_cl.errors import FormatError, InputError
+from mergekit_cl.tuning.schema import Drift
+
+
+class Stream:
+    """A detector that calibrates itself on the first steps, unless it was given one that is.
+
+    pending: losses of the stable period so far; watch: the detector, once that is over.
+    """
+
+    def __init__(self, settings: Drift, watch: Watch | None = None) -> None:
+        self._settings = settings
+        self.pending: list[float] = []
+        self.watch = watch
+
+    def see(self, loss: float) -> Alarm | None:
+        """Take in one step's loss, in nats per token; tells of a change."""
+        if self.watch is not None:
+            return self.watch.update(loss)
+        self.pending.append(loss)
+        if len(self.pending) == self._settings.calibration:
+            arl = self._settings.mean_time_between_false_alarms
+            self.watch = calibrate(self.pending, arl, self._settings.detector)
+        return None
+
+    @property
+    def statistic(self) -> dict[str, Any]:
+        """What the log says after a step: the detector's statistic and its threshold."""
+        if self.watch is None:
+            return {}
+        sums = getattr(self.watch.detector, "sums", None)  # ADWIN has none between its looks
+        if sums is None:
+            return {}
+        statistic, threshold = max(sums.up, sums.down), self.watch.calibration.threshold
+        return {"drift_statistic": statistic, "drift_threshold": threshold}
+
+    def to_json(self) -> dict[str, Any]:
+        """As values for JSON."""
+        watch = None if self.watch is None else self.watch.to_json()
+        return {"pending": self.pending, "watch": watch}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on where `to_json` was taken."""
+        self.pending = list(values["pending"])
+        watch = values["watch"]
+        self.watch = None if watch is None else Watch.from_json(watch, "the state of the run")
+
+
+def stream_of(settings: Drift) -> Stream:
+    """The stream of a new run; raises InputError or FormatError for a state that is none."""
+    if settings.state is None:
+        return Stream(settings)
+    path = Path(settings.state)
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            "the drift state cannot be read",
+            detail=f"drift.state {path}: {error.strerror}",
+            hint="clmerge drift calibrate STABLE makes one",
+        ) from error
+    except ValueError as error:
+        raise FormatError("the drift state is no JSON", detail=f"drift.state {path}") from error
+    return Stream(settings, Watch.from_json(content, str(path)))
+
+
+def alarm_to_json(alarm: Alarm) -> dict[str, Any]:
+    """An alarm as the log holds it."""
+    return asdict(alarm)
