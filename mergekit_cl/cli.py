@@ -35,6 +35,7 @@ COMMANDS = {
     "gate": "Decide whether a candidate may replace a reference: is it at most a margin worse?",
     "train": "Fine-tune on one task after another without forgetting.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",
+    "drift": "Tell when the level of a stream of losses has changed.",
     "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",
 }
 """Command: first line of its help. Its function is `command` in commands/<name>.py."""
@@ -84,7 +85,7 @@ def cli() -> None:
 
     Every command takes --json (one JSON document on stdout), --quiet and --debug, anywhere on the
     line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict or by check,
-    rejected by gate, 11 inconclusive, 130 or 143 interrupted (the same command continues).
+    rejected by gate, 11 inconclusive, 12 drift, 130 or 143 interrupted (the same command continues).
     """
 
 
@@ -176,6 +177,11 @@ def _usage(error: click.ClickException, words: list[str]) -> tuple[str, str | No
     path = " ".join(["clmerge", *(word for word in words[:1] if word in COMMANDS)])
     message = message[:1].lower() + message[1:]
     what, nearest = _split_suggestion(message)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None and context.parent is not None:
+        path = context.command_path
+        if isinstance(context.command, click.Group) and nearest in context.command.commands:
+            nearest = f"{path} {nearest}"
     if isinstance(error, click.NoSuchOption) and nearest is None:
         # Flags that stand anywhere are taken off the line: the group does not know them.
         near = get_close_matches(error.option_name, [*EVERYWHERE, *HELP], cutoff=0.6)

@@ -20,7 +20,8 @@ from blake3 import blake3
 import mergekit_cl.errors
 from fisher.sidecar import FORMAT, REQUIRED
 from mergekit_cl.checkpoint.dtypes import torch_dtype
-from mergekit_cl.cli import COMMANDS, cli
+from mergekit_cl.cli import COMMANDS
+from mergekit_cl.commands.drift import DRIFT
 from mergekit_cl.commands.gate import EXIT_CODES
 from mergekit_cl.commands.merge_run import LOSSY
 from mergekit_cl.decide.policy import DEFAULT
@@ -29,7 +30,7 @@ from mergekit_cl.divergence.metrics import NAMES as METRICS
 from mergekit_cl.errors import ClmergeError, Interrupted, OptionError
 from mergekit_cl.training.rows import data_digest, row_id
 from tests.commands.checkpoints import checkpoint, sidecar
-from tests.commands.lines import options_of, parse, shown_in
+from tests.commands.lines import leaves, options_of, parse, shown_in
 from tests.commands.models import SIDECAR, said_by, write_rows
 from tests.commands.running import clmerge
 from tests.pages import (
@@ -46,11 +47,7 @@ from tests.pages import (
 )
 from tests.tiny_models import TEXTS, tiny_llama
 
-
-def command_of(name: str) -> click.Command:
-    found = cli.get_command(click.Context(cli), name)
-    assert found is not None
-    return found
+LEAVES = leaves()
 
 
 def documented_options(name: str) -> dict[str, str]:
@@ -75,23 +72,23 @@ def test_every_command_has_a_section_and_a_line_in_the_overview() -> None:
     text = commands_md()
     assert re.findall(r"(?m)^## clmerge (.+)$", text) == list(COMMANDS)
     overview = [quoted(cell)[0].split()[1] for cell in table(text, "command")]
-    assert overview == list(COMMANDS)
+    assert list(dict.fromkeys(overview)) == list(COMMANDS)
 
 
 def test_every_command_takes_the_options_that_stand_everywhere() -> None:
-    for name in COMMANDS:
+    for name in LEAVES:
         assert "(#options-everywhere)" in section("commands.md", f"clmerge {name}")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_the_options_of_a_command_are_those_of_its_help(name: str) -> None:
-    assert documented_options(name).keys() == options_of(command_of(name))
+    assert documented_options(name).keys() == options_of(LEAVES[name])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_defaults_and_choices_are_named(name: str) -> None:
     documented = documented_options(name)
-    for option in command_of(name).params:
+    for option in LEAVES[name].params:
         if not isinstance(option, click.Option) or option.is_flag:
             continue
         meaning = documented[option.opts[-1]]
@@ -103,7 +100,7 @@ def test_defaults_and_choices_are_named(name: str) -> None:
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     documented = table(section("commands.md", "Exit codes"), "exit code")
-    program = {0, ClmergeError.exit_code, OptionError.exit_code, LOSSY}
+    program = {0, ClmergeError.exit_code, OptionError.exit_code, LOSSY, DRIFT}
     program |= set(EXIT_CODES.values())
     program |= {Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)}
     assert {int(code) for code in documented} == program
@@ -319,7 +316,7 @@ def _width(tensor: dict[str, Any]) -> int:
 
 def test_the_estimators_are_those_of_the_command() -> None:
     documented = table(section("mathematics.md", "Estimators"), "name")
-    (option,) = (p for p in command_of("fisher").params if p.name == "estimator")
+    (option,) = (p for p in LEAVES["fisher"].params if p.name == "estimator")
     assert isinstance(option.type, click.Choice)
     assert {quoted(name)[0] for name in documented} == set(option.type.choices)
 
@@ -374,9 +371,10 @@ def test_command_lines_in_code_blocks_parse(page: Path) -> None:
 
 
 def test_commands_md_shows_a_line_of_every_command() -> None:
-    for name in COMMANDS:
+    for name in LEAVES:
         blocks = code_blocks(section("commands.md", f"clmerge {name}"))
-        assert any(line.split()[1] == name for line in shown_in("\n".join(blocks)))
+        shown = shown_in("\n".join(blocks))
+        assert any(line.startswith(f"clmerge {name} ") for line in shown)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -20,15 +20,15 @@ SHORTEST = 5
 class Adwin:
     """Adaptive windowing on one stream, its window kept as an exponential histogram.
 
-    The window is cut where two parts of it, older W0 and newer W1, have means that differ by
+    A change is where two parts of the window, older W0 and newer W1, have means that differ by
 
         eps >= sqrt(2/m v ln(2/d')) + 2/(3m) ln(2/d'),  1/m = 1/n0 + 1/n1,  d' = d / ln n
 
-    v: the window's variance. The oldest bucket is dropped until no such cut is left. Solved for
-    the logarithm, the statistic is ln(2/d') - ln ln n at the cut that differs most, and the
-    threshold is ln(2/d). Parts of fewer than `shortest` rows are not compared. every: rows between
-    two looks. Source: Bifet and Gavalda 2007, with the d' of their implementation (about ln n cuts
-    are looked at).
+    v: the window's variance. Solved for the logarithm, the statistic is ln(2/d') - ln ln n at the
+    cut that differs most, and the threshold is ln(2/d). After an alarm it starts over: what W1
+    holds of a false one would soon look like a change back. Parts of fewer than `shortest` rows
+    are not compared. every: rows between two looks. Source: Bifet and Gavalda 2007, with the d' of
+    their implementation (about ln n cuts are looked at).
     """
 
     threshold: float
@@ -45,8 +45,7 @@ class Adwin:
             return None
         found = self._look()
         if found is not None:
-            while self.window.counts and self._look() is not None:
-                self.window.drop_oldest()
+            self.window = Histogram(self.window.per_size)
         return found
 
     def _look(self) -> Crossing | None:
@@ -107,6 +106,9 @@ def adwin_path(
             continue
         older = np.cumsum(np.array(shape.counts, dtype=np.int64))[:-1]
         older = older[(older >= shortest) & (row - older >= shortest)]
+        if not len(older):
+            found.append(np.full(count, -np.inf))
+            continue
         mean = sums[:, row : row + 1] / row
         variance = np.maximum(squares[:, row : row + 1] / row - mean**2, 0.0)
         before = sums[:, older]

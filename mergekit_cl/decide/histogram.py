@@ -50,10 +50,6 @@ class Histogram:
         self.counts[older] *= 2
         del self.counts[newer], self.sums[newer], self.squares[newer]
 
-    def drop_oldest(self) -> None:
-        """Forget the oldest bucket."""
-        del self.counts[0], self.sums[0], self.squares[0]
-
     def variance(self) -> float:
         """Of all rows in the window, around their mean."""
         counts, sums = np.array(self.counts, dtype=np.float64), np.array(self.sums)

@@ -50,7 +50,10 @@ def page_hinkley_path(
 ) -> NDArray[np.float64]:
     """The statistic after each row of each stream, were no alarm ever raised.
 
-    streams: (streams, rows), after `earlier` rows whose mean is 0.
+    streams: (streams, rows), after `earlier` rows whose mean is 0. Zero where the detector would
+    not yet have told.
     """
     counts = earlier + np.arange(1, streams.shape[1] + 1)
-    return statistic_path(streams - np.cumsum(streams, axis=1) / counts, delta)
+    found = statistic_path(streams - np.cumsum(streams, axis=1) / counts, delta)
+    found[:, counts < MINIMUM] = 0.0
+    return found

@@ -41,10 +41,11 @@ def calibrate(
     """A watch that knows a stable period, with a false alarm every `arl` rows on average.
 
     values: the stable period, in order. The threshold is that at which streams without a change,
-    made of the period's own blocks, alarm every `arl` rows; each of them is standardised by another
-    period made so, since the mean and deviation of `values` are themselves known only so well. The
-    same values give the same threshold. Raises DataError or NonFiniteError for what is too short,
-    constant or not finite; `supported_arl` of the calibration says what it can speak for.
+    made of the period's own blocks, alarm every `arl` rows. Each is standardised by another period
+    made so, since mean and deviation are themselves known only so well; half of them begin with it
+    behind them, half as a detector does after an alarm. The same values give the same threshold.
+    Raises DataError or NonFiniteError for what is too short, constant or not finite;
+    `supported_arl` of the calibration says what it can speak for.
     """
     stable = np.asarray(values, dtype=np.float64)
     _check(stable)
@@ -101,19 +102,20 @@ def _without_change(
     generator = np.random.default_rng(0)
     rows = len(stable)
     some = max(1, AT_ONCE // (rows + arl))
-    for first in range(0, STREAMS, some):
-        count = min(some, STREAMS - first)
+    begun = [(rows, STREAMS // 2), (0, STREAMS // 2)]  # as at the start, and as after an alarm
+    for earlier, count in ((e, min(some, n - k)) for e, n in begun for k in range(0, n, some)):
         period = resampled(stable, count, rows, block, generator)
         mean, deviation = period.mean(axis=1, keepdims=True), period.std(axis=1, keepdims=True)
         deviation = np.maximum(deviation, np.finfo(np.float64).tiny)
         stream = (resampled(stable, count, arl, block, generator) - mean) / deviation
         if detector == "page-hinkley":
-            yield from records(page_hinkley_path(stream, delta, rows))
+            yield from records(page_hinkley_path(stream, delta, earlier))
         elif detector == "cusum":
             yield from records(statistic_path(stream, delta))
         else:
-            both = np.concatenate([(period - mean) / deviation, stream], axis=1)
-            yield from records(adwin_path(both, rows, EVERY), EVERY)
+            if earlier:
+                stream = np.concatenate([(period - mean) / deviation, stream], axis=1)
+            yield from records(adwin_path(stream, earlier, EVERY), EVERY)
 
 
 def _ready(calibration: Calibration, standardised: NDArray[np.float64]) -> Detector:

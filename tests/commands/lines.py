@@ -33,9 +33,30 @@ def parse(line: str) -> click.Context | None:
         group = cli.make_context("clmerge", rest)
         name, command, arguments = cli.resolve_command(group, [*group._protected_args, *group.args])
         assert command is not None
-        return command.make_context(name, arguments, parent=group)
+        found = command.make_context(name, arguments, parent=group)
+        if isinstance(command, click.Group):
+            name, inner, arguments = command.resolve_command(
+                found, [*found._protected_args, *found.args]
+            )
+            assert inner is not None
+            return inner.make_context(name, arguments, parent=found)
+        return found
     except click.exceptions.Exit:
         return None
+
+
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something, by what is typed after `clmerge`."""
+    found: dict[str, click.Command] = {}
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found |= {f"{name} {inner}": value for inner, value in command.commands.items()}
+        else:
+            found[name] = command
+    return found
 
 
 def options_of(command: click.Command) -> set[str]:
