@@ -85,7 +85,8 @@ def cli() -> None:
 
     Every command takes --json (one JSON document on stdout), --quiet and --debug, anywhere on the
     line. Exit codes: 0 done, 1 failed, 2 wrong usage, 10 lossy under --strict or by check,
-    rejected by gate, 11 inconclusive, 12 drift, 130 or 143 interrupted (the same command continues).
+    rejected by gate, 11 inconclusive, 12 drift, 130 or 143 interrupted (the same command
+    continues).
     """
 
 
