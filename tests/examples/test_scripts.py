@@ -10,7 +10,13 @@ SCRIPTS = sorted(EXAMPLES.rglob("*.sh"))
 
 
 def test_there_are_the_examples_that_these_tests_are_about() -> None:
-    assert {p.name for p in FOLDERS} == {"published-pair", "quickstart", "release", "sentiment"}
+    assert {p.name for p in FOLDERS} == {
+        "published-pair",
+        "quickstart",
+        "release",
+        "sentiment",
+        "trainer",
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(EXAMPLES)))
