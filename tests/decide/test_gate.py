@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergekit_cl.decide.gate import (
@@ -46,6 +46,7 @@ def example(delta: float = 0.0, noise: float = 0.1, count: int = 600, seed: int 
 # The rule
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0.001, 0.5), st.floats(0, 1))
 def test_a_decision_follows_the_rule(
     lower: float, width: float, margin: float, power: float
@@ -59,6 +60,7 @@ def test_a_decision_follows_the_rule(
     assert decide_by(lower, upper, margin, power) == expected
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(["accept", "reject", "inconclusive"]), min_size=1))
 def test_several_are_accepted_together_and_rejected_by_one(decisions: list[Decision]) -> None:
     found = decide(decisions)
@@ -121,6 +123,7 @@ def test_one_row_has_no_interval() -> None:
     assert (found.standard_error, found.rows_needed) == (None, None)
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32))
 def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     new, old = example(count=30)

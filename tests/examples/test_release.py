@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_models import TEXTS, tiny_llama
+from tests.tiny_models import TEXTS, WORDS, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/release"
@@ -43,9 +44,11 @@ def place(tmp_path: Path) -> Path:
     variant(tmp_path, "a", seed=1, size=0.02)
     variant(tmp_path, "b", seed=2, size=0.02)
     variant(tmp_path, "broken", seed=3, size=30)
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
-    for name in ("rows", "held-out"):
-        (tmp_path / f"{name}.jsonl").write_text(rows)
+    draw = random.Random(0)
+    held_out = [" ".join(draw.choices(WORDS, k=9)) for _ in range(40)]
+    for name, texts in (("rows", TEXTS), ("held-out", held_out)):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     commands = tmp_path / "bin"
     commands.mkdir()
     real = f'exec {sys.executable} "$@"'
@@ -61,10 +64,11 @@ def place(tmp_path: Path) -> Path:
 
 def environment(place: Path, **more: str) -> dict[str, str]:
     given = {"RELEASE_A": "a", "RELEASE_B": "b", "RELEASE_TO": "release"}
+    sizes = {"RELEASE_MIN_ROWS": "20"}
     given |= {f"RELEASE_ROWS_{one}": "rows.jsonl" for one in "AB"}
     given |= {f"RELEASE_HELD_OUT_{one}": "held-out.jsonl" for one in "AB"}
     paths = {name: str(place / value) for name, value in (given | more).items()}
-    return os.environ | paths | {"PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
+    return os.environ | sizes | paths | {"PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
 
 
 def release(
@@ -86,7 +90,7 @@ def document(path: Path) -> Any:
 
 @pytest.mark.slow
 def test_what_has_passed_is_published_to_the_bit(place: Path) -> None:
-    passed = release(place, "fisher", "merge", "check")
+    passed = release(place, "fisher", "merge", "check", "gate")
     assert passed.returncode == 0, passed.stdout + passed.stderr
     out = place / "release"
     file = out / "candidate/model.safetensors"
@@ -99,6 +103,22 @@ def test_what_has_passed_is_published_to_the_bit(place: Path) -> None:
     assert (out / "latest").readlink() == Path("first")
     assert (out / "first/model.safetensors").read_bytes() == content
     assert document(out / "first/clmerge/check.json") == document(out / "baseline.json")
+    verdict = document(out / "first/clmerge/verdict.json")
+    assert {(one["suite"], one["against"]) for one in verdict["comparisons"]} == {
+        ("both", "reference"),
+        ("both", "anchor"),
+    }
+    assert (verdict["decision"], verdict["look"]) == ("accept", 1)
+    # The next one is held against this one, on each parent's rows; of these there are too few.
+    short = release(place, "merge", "check", "gate", name="next", RELEASE_HELD_OUT_B="rows.jsonl")
+    assert short.returncode == 11, short.stderr
+    assert "too few rows to tell" in short.stderr
+    found = document(out / "gate.json")
+    assert found["models"]["reference"] == str(out / "latest")
+    decisions = {one["suite"]: one["decision"] for one in found["comparisons"]}
+    assert decisions == {"a": "accept", "b": "inconclusive"}
+    refused = release(place, "publish", name="next")
+    assert (refused.returncode, "has not been gated" in refused.stderr) == (1, True)
 
 
 def test_an_unknown_step_is_wrong_usage(place: Path) -> None:
@@ -151,23 +171,22 @@ def test_the_workflow_releases_what_passes_and_stops_at_what_does_not(place: Pat
     released = (out / "latest").readlink()
     assert document(out / "baseline.json")["baseline"] is None
     assert "::notice title=clmerge check" in log(place, "Check")
-    assert (place / "summary.md").read_text() == (out / "check.md").read_text()
-    assert log(place, "Measure").count("nats per token") >= 2  # on each parent's own rows
+    assert "::notice title=clmerge gate" in log(place, "Gate")
+    summary = [(out / name).read_text() for name in ("check.md", "gate.md")]
+    assert (place / "summary.md").read_text() == "".join(summary)
 
     codes = run_workflow(place, RELEASE_B="broken")
-    assert codes["Check"] == 10
+    assert (codes["Check"], codes["Gate"]) == (0, 10)
     assert list(codes)[-1] == "Summary"
-    assert "::error title=clmerge check" in log(place, "Check")
-    assert (place / "summary.md").read_text().endswith((out / "check.md").read_text())
-    found = document(out / "check.json")
-    assert found["baseline"] == str(out / "baseline.json")
-    assert "loss_rise" in {one["metric"] for one in found["findings"]}
-    assert ElementTree.parse(out / "check.xml").getroot().findall(".//failure")
+    assert "::error title=clmerge gate" in log(place, "Gate")
+    assert (place / "summary.md").read_text().endswith((out / "gate.md").read_text())
+    assert document(out / "check.json")["baseline"] == str(out / "baseline.json")
+    assert ElementTree.parse(out / "gate.xml").getroot().findall(".//failure")
     assert (out / "latest").readlink() == released
     assert (out / "candidate").is_dir()
 
     refused = release(place, "publish")
-    assert (refused.returncode, "has not passed a check" in refused.stderr) == (1, True)
+    assert (refused.returncode, "has not been gated" in refused.stderr) == (1, True)
 
 
 def test_the_baseline_that_is_kept_is_the_one_that_is_restored() -> None:
@@ -177,5 +196,6 @@ def test_the_baseline_that_is_kept_is_the_one_that_is_restored() -> None:
         if step.get("uses", "").startswith("actions/cache/")
     }
     restored, saved = kept["actions/cache/restore"], kept["actions/cache/save"]
-    assert restored["path"] == saved["path"] == "release/baseline.json"
+    assert restored["path"] == saved["path"]
+    assert restored["path"].split() == ["release/baseline.json", "release/looks.json"]
     assert saved["key"].startswith(restored["restore-keys"])
