@@ -6,7 +6,7 @@ from mergekit_cl.decide.gate import Comparison
 from mergekit_cl.gating.gate import Judged
 from mergekit_cl.gating.run import Outcome
 from mergekit_cl.report.amounts import duration, number
-from mergekit_cl.report.text import columns, print_lines, shown
+from mergekit_cl.report.text import columns, log_line, print_lines, shown
 
 HEAD = ("suite", "against", "rows", "delta", "bounds", "margin", "alpha", "power", "decision")
 UNWIELDY = 1e5
@@ -26,7 +26,8 @@ def print_gate(outcome: Outcome) -> None:
         *(f"  - {line}" for line in reasons(outcome)),
         *(f"  try: {line}" for line in advice(outcome)),
     ]
-    print_lines(lines)
+    # Names in it come from files; terminals and workflows obey some of what they may hold.
+    print_lines([log_line(line) for line in lines])
 
 
 def cells(one: Judged) -> tuple[str, ...]:
