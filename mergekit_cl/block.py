@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mergekit_cl.checkpoint.arrays import Arrays, as_array, as_tensor, bytes_of, empty, widened
 from mergekit_cl.checkpoint.dtypes import itemsize, long_name, torch_dtype
-from mergekit_cl.digest import PIECE_BYTES
+from mergekit_cl.compiled_block import (
+    CompiledBlocks,
+    are_summed_compiled,
+    compiled_sums,
+    whole,
+)
+from mergekit_cl.digest import PieceHash, whole_digest
 from mergekit_cl.divergence import sums as divergence
 from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
-from mergekit_cl.finite import count_nonfinite, nonfinite_input
+from mergekit_cl.finite import count_nonfinite, count_nonfinite_bits, nonfinite_input
 from mergekit_cl.merge import kernel as merge
-from mergekit_cl.merge.formula import WIDENED
-from mergekit_cl.plan import Step
+from mergekit_cl.neighbours import Neighbours
+from mergekit_cl.plan import Operand, Step
+from mergekit_cl.results import SpanResult, TensorResult, join
 
 if TYPE_CHECKING:
     import torch
 
-    from mergekit_cl.merge.compiled import PairKernel
-    from mergekit_cl.merge.formula import Formula
-    from mergekit_cl.merge.kernel import Kernel
+    from mergekit_cl.checkpoint.arrays import Array
 
 BLOCK = 2**17
 """Elements per block: float32 scratch of this size stays in a core's cache. Divergence sums are
 added per block, so their last digits depend on it."""
 
 Write = Callable[[memoryview, int], None]
-
-
-@dataclass(frozen=True)
-class SpanResult:
-    """32-byte digests of the 16 MiB pieces of output and operands, and sums [block][parent]."""
-
-    pieces: list[bytes]
-    operand_pieces: list[list[bytes]]
-    block_sums: list[list[Sums]]
-    bytes_moved: int
+WriteAll = Callable[[memoryview], None]
 
 
 class BlockWorker:
@@ -49,17 +47,20 @@ class BlockWorker:
         self.allow_nonfinite = allow_nonfinite
         self.compiled = compiled
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-        self._kernel: tuple[Formula, PairKernel] | None = None
+        self._arrays = Arrays()
+        self._fast = CompiledBlocks(self._arrays, report)
 
     @staticmethod
     def buffer_bytes(step: Step) -> int:
         """Bytes of buffers for a step."""
         wide = 8 if step.compute == "F64" else 4
         merging = (2 * len(step.operands) + merge.SCRATCH_BUFFERS + 2) * wide
+        # Neighbours that do not lie side by side are read one by one, and then joined.
+        stored = 2 * sum(itemsize(operand.info.dtype) for operand in step.operands)
         sources = {id(operand.checkpoint): operand.checkpoint for operand in step.operands}
         ahead = sum(source.buffer_bytes for source in sources.values())
         return (
-            BLOCK * (merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
+            BLOCK * (stored + merging + divergence.SCRATCH_BUFFERS * 8 + itemsize(step.dtype))
             + ahead
             + step.kernel_bytes
         )
@@ -74,26 +75,25 @@ class BlockWorker:
         operand, and MismatchError for integers that differ.
         """
         out_size = itemsize(step.dtype)
-        out_hash = PieceHash(out_size)
-        hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
+        out_hash, hashes = PieceHash(), [PieceHash() for _ in step.operands]
         block_sums_found: list[list[Sums]] = []
         for start, stop, is_tail in blocks_of(begin, end, step.merged_numel):
             operands = step.operands[:1] if is_tail else step.operands
-            stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
-            for digest, tensor in zip(hashes[: len(stored)], stored, strict=True):
-                digest.update(tensor)
+            stored = [o.checkpoint.block(o.info, start, stop) for o in operands]
+            for digest, array in zip(hashes[: len(stored)], stored, strict=True):
+                digest.update(bytes_of(array))
             if step.kernel is None or is_tail:
                 out = self._copy(step, stored)
                 if self.report and step.parents and not is_tail:
                     block_sums_found.append(self._copied_sums(step, stored, out))
             else:
-                made = self._merge_compiled(step, stored, start) if self.compiled else None
-                out, exact, found = made or self._merge(step, stored, start)
+                keeps = write_residual is not None
+                out, residual, found = self._make(step, stored, start, keeps)
                 block_sums_found.append(found)
-                if write_residual is not None:
-                    write_residual(as_bytes(self._residual(exact, out)), start * 4)
-            out_hash.update(out)
-            write(as_bytes(out), start * out_size)
+                if write_residual is not None and residual is not None:
+                    write_residual(bytes_of(residual), start * 4)
+            out_hash.update(bytes_of(out))
+            write(bytes_of(out), start * out_size)
         moved = (end - begin) * out_size
         for operand in step.operands:
             last = max(begin, min(end, operand.info.numel))
@@ -101,68 +101,80 @@ class BlockWorker:
             moved += (last - begin) * itemsize(operand.info.dtype)
         return SpanResult(out_hash.pieces(), [h.pieces() for h in hashes], block_sums_found, moved)
 
-    def _merge_compiled(
-        self, step: Step, stored: Sequence[torch.Tensor], start: int
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]] | None:
-        """As `_merge`, with the same bits; None where something is not finite or not compiled."""
-        import torch
+    def run_together(
+        self, neighbours: Neighbours, write: WriteAll, write_residuals: WriteAll | None = None
+    ) -> list[TensorResult]:
+        """Make several small tensors at once: of each what `run` would give, to the bit.
 
-        fallback: int | None = None
-        out = self._buffer("out", torch_dtype(step.dtype), stored[0].numel())
-        if step.compiled_of is not None:
-            exact = self._in_float64(step, step.compiled_of(start), stored)
-            if exact is None or not self._rounds(out, exact):
-                return None
-        elif step.formula is not None:
-            exact = self._buffer("exact", torch.float32, stored[0].numel())
-            done = self._pair_kernel(step.formula)(stored, out, exact)
-            fallback = done.fallback
-            if not done.finite:
-                return None
-        else:
-            return None
-        if not self.report:
-            return out, exact, []
-        from mergekit_cl.divergence.compiled import block_sums as compiled_sums
+        write: takes the bytes of all tensors, one after the other.
+        """
+        steps, bounds = neighbours.steps, neighbours.bounds
+        stored = [
+            one[0].checkpoint.blocks([operand.info for operand in one])
+            for one in zip(*(step.operands for step in steps), strict=True)
+        ]
+        formulas = [step.formula for step in steps if step.formula is not None]
+        made = self._fast.merge(steps[0], formulas, stored, bounds)
+        if made is None:
+            return self._run_apart(steps, write, write_residuals)
+        out, exact, sums = made
+        write(bytes_of(out))
+        if write_residuals is not None:
+            write_residuals(bytes_of(exact - widened(out, steps[0].dtype)))
+        written, read = bytes_of(out), [bytes_of(array) for array in stored]
+        sizes = [out.itemsize, *(array.itemsize for array in stored)]
+        results = []
+        for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
+            digest, *digests = [
+                whole_digest(data[begin * size : end * size])
+                for data, size in zip((written, *read), sizes, strict=True)
+            ]
+            results.append(TensorResult(digest, tuple(digests), tuple(sums[number])))
+        return results
 
-        parents = [stored[k] for k in step.parents]
-        fishers = [None if k is None else stored[k] for k in step.fishers]
-        return out, exact, compiled_sums(out, exact, parents, fishers, fallback)
+    def _run_apart(
+        self, steps: Sequence[Step], write: WriteAll, write_residuals: WriteAll | None
+    ) -> list[TensorResult]:
+        """As `run_together`, where something is not finite: which of them, `run` says."""
+        written, residuals, results = bytearray(), bytearray(), []
+        for step in steps:
+            made = self.run(
+                step,
+                0,
+                step.operands[0].info.numel,
+                lambda data, offset: written.extend(data),
+                None if write_residuals is None else lambda data, offset: residuals.extend(data),
+            )
+            results.append(join([made]))
+        write(memoryview(written))
+        if write_residuals is not None:
+            write_residuals(memoryview(residuals))
+        return results
 
-    def _pair_kernel(self, formula: Formula) -> PairKernel:
-        if self._kernel is None or self._kernel[0] != formula:
-            from mergekit_cl.merge.compiled import pair_kernel
-
-            self._kernel = formula, pair_kernel(formula)
-        return self._kernel[1]
-
-    def _in_float64(
-        self, step: Step, kernel: Kernel, stored: Sequence[torch.Tensor]
-    ) -> torch.Tensor | None:
-        """The exact block; None where an operand is not finite."""
-        import torch
-
-        from mergekit_cl.merge.compiled_wide import widen_into
-
-        places = dict(enumerate(step.residuals))
-        wide = []
-        for k, tensor in enumerate(stored):
-            wide.append(self._buffer(f"operand{k}", torch.float64, tensor.numel()))
-            place = places.get(k)
-            if not widen_into(tensor, None if place is None else stored[place], wide[k]):
-                return None
-        return kernel(wide, ()).exact
-
-    @staticmethod
-    def _rounds(out: torch.Tensor, exact: torch.Tensor) -> bool:
-        from mergekit_cl.merge.compiled_wide import round_into
-
-        return round_into(out, exact)
+    def _make(
+        self, step: Step, stored: Sequence[Array], start: int, keeps_residual: bool
+    ) -> tuple[Array, Array | None, list[Sums]]:
+        """The rounded block, what rounding took as float32, and the sums of its divergence."""
+        if self.compiled and step.compiled_of is not None:
+            done = self._fast.merge_wide(step, step.compiled_of(start), stored)
+            if done is not None:
+                out, wide, found = done
+                rounded = as_tensor(out, step.dtype)
+                return out, self._residual(rounded, wide) if keeps_residual else None, found
+        if self.compiled and step.formula is not None:
+            made = self._fast.merge(step, [step.formula], stored, whole(stored[0]))
+            if made is not None:
+                out, exact, sums = made
+                residual = exact - widened(out, step.dtype) if keeps_residual else None
+                return out, residual, sums[0]
+        out, wide, found = self._merge(step, _tensors(step, stored), start)
+        rounded = as_tensor(out, step.dtype)
+        return out, self._residual(rounded, wide) if keeps_residual else None, found
 
     def _merge(
         self, step: Step, stored: Sequence[torch.Tensor], start: int
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Sums]]:
-        """The rounded block, the exact one, and the sums of its divergence."""
+    ) -> tuple[Array, torch.Tensor, list[Sums]]:
+        """The rounded block, the exact one and the sums, by the reference formulas."""
         import torch
 
         from mergekit_cl.merge.rounding import round_into
@@ -179,14 +191,14 @@ class BlockWorker:
         else:
             for operand, tensor in zip(step.operands, wide, strict=True):
                 if bad := count_nonfinite(tensor):
-                    place = f"{operand.checkpoint.path}: {operand.info.name}"
-                    raise nonfinite_input(f"{place} ({bad} in one block)")
-        out = self._buffer("out", torch_dtype(step.dtype), count)
+                    raise nonfinite_input(f"{_place(operand)} ({bad} in one block)")
+        rounded = self._arrays("out", step.dtype, count)
+        out = as_tensor(rounded, step.dtype)
         round_into(out, exact)
         if not self.allow_nonfinite and count_nonfinite(out):
             raise overflow(step)
         if not self.report:
-            return out, exact, []
+            return rounded, exact, []
         parents = [wide[k] for k in step.parents]
         fishers = [None if k is None else wide[k] for k in step.fishers]
         changed = [_changed(out, stored[k], wide[k]) for k in step.parents]
@@ -199,55 +211,47 @@ class BlockWorker:
         if step.base is not None:
             pulled = conflict_sums(parents, wide[step.base], buffers)
             found = [replace(one, conflict=pulled[0], conflict_whole=pulled[1]) for one in found]
-        return out, exact, found
+        return rounded, exact, found
 
-    def _copied_sums(
-        self, step: Step, stored: Sequence[torch.Tensor], out: torch.Tensor
-    ) -> list[Sums]:
+    def _copied_sums(self, step: Step, arrays: Sequence[Array], copied: Array) -> list[Sums]:
         """What copying the first input's block means to each of them."""
+        if self.compiled and not self.allow_nonfinite and are_summed_compiled(step):
+            return compiled_sums(step, arrays, copied, arrays[0], whole(copied), None)[0]
         import torch
 
-        parents = [stored[k] for k in step.parents]
-        fishers = [None if k is None else stored[k] for k in step.fishers]
-        known = all(
-            dtype in WIDENED for dtype in (step.dtype, *(o.info.dtype for o in step.operands))
-        )
-        if self.compiled and known and not self.allow_nonfinite:
-            from mergekit_cl.divergence.compiled import block_sums as compiled_sums
-
-            return compiled_sums(out, stored[0], parents, fishers, None)
+        stored, out = _tensors(step, arrays), as_tensor(copied, step.dtype)
         buffers = [
             torch.empty(out.numel(), dtype=torch.float64) for _ in range(divergence.SCRATCH_BUFFERS)
         ]
+        parents = [stored[k] for k in step.parents]
+        fishers = [None if k is None else stored[k] for k in step.fishers]
         changed = [_changed(out, parent, parent) for parent in parents]
         return block_sums(out, stored[0], parents, fishers, changed, None, buffers)
 
-    def _copy(self, step: Step, stored: Sequence[torch.Tensor]) -> torch.Tensor:
-        import torch
+    def _copy(self, step: Step, stored: Sequence[Array]) -> Array:
+        import numpy as np
 
-        from mergekit_cl.merge.rounding import round_into
-
-        first = stored[0]
-        if step.operands[0].info.is_float and not self.allow_nonfinite:
-            for operand, tensor in zip(step.operands[: len(stored)], stored, strict=True):
-                if bad := count_nonfinite(tensor):
-                    place = f"{operand.checkpoint.path}: {operand.info.name}"
-                    raise nonfinite_input(f"{place} ({bad} in one block)")
+        first = step.operands[0].info
+        if first.is_float and not self.allow_nonfinite:
+            for operand, array in zip(step.operands[: len(stored)], stored, strict=True):
+                if bad := count_nonfinite_bits(array, operand.info.dtype):
+                    raise nonfinite_input(f"{_place(operand)} ({bad} in one block)")
         if step.must_agree:
             for operand, other in zip(step.operands[1:], stored[1:], strict=True):
-                if not torch.equal(first, other):
+                if not np.array_equal(stored[0], other):
                     raise MismatchError(
                         "an integer tensor differs between the inputs, and has no average",
                         detail=f"{step.name}: {step.operands[0].checkpoint.path} and "
                         f"{operand.checkpoint.path}",
                         hint="merge checkpoints that agree in it",
                     )
-        dtype = torch_dtype(step.dtype)
-        if first.dtype == dtype:
-            return first
-        out = torch.empty(first.numel(), dtype=dtype)
-        round_into(out, first)
-        if not self.allow_nonfinite and count_nonfinite(out):
+        if first.dtype == step.dtype:
+            return stored[0]
+        from mergekit_cl.merge.rounding import round_into
+
+        out = empty(step.dtype, len(stored[0]))
+        round_into(as_tensor(out, step.dtype), as_tensor(stored[0], first.dtype))
+        if not self.allow_nonfinite and count_nonfinite_bits(out, step.dtype):
             raise overflow(step)
         return out
 
@@ -262,13 +266,14 @@ class BlockWorker:
                 torch.add(wide[k], wide[place], out=whole[k])
         return whole
 
-    def _residual(self, exact: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def _residual(self, out: torch.Tensor, exact: torch.Tensor) -> Array:
+        """What rounding took, as float32."""
         import torch
 
         rounded = self._buffer("rounded", exact.dtype, exact.numel())
         rounded.copy_(out)
         torch.sub(exact, rounded, out=rounded)
-        return rounded.to(torch.float32)
+        return as_array(rounded.to(torch.float32))
 
     def _widen(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if stored.dtype == dtype:
@@ -303,42 +308,12 @@ def blocks_of(begin: int, end: int, merged: int | None) -> Iterator[tuple[int, i
             yield merged, stop, True
 
 
-class PieceHash:
-    """Digests of consecutive 16 MiB pieces of a tensor, fed block by block."""
-
-    def __init__(self, item_bytes: int) -> None:
-        from blake3 import blake3
-
-        self._new = blake3
-        self._limit = PIECE_BYTES // item_bytes
-        self._hash = blake3()
-        self._filled = 0
-        self._pieces: list[bytes] = []
-
-    def update(self, block: torch.Tensor) -> None:
-        """Add a block; whole ones divide pieces evenly, so none crosses a boundary."""
-        self._hash.update(as_bytes(block))
-        self._filled += block.numel()
-        if self._filled == self._limit:
-            self._close()
-
-    def pieces(self) -> list[bytes]:
-        """All digests, the last one of what remained."""
-        if self._filled:
-            self._close()
-        return self._pieces
-
-    def _close(self) -> None:
-        self._pieces.append(self._hash.digest())
-        self._hash = self._new()
-        self._filled = 0
+def _tensors(step: Step, stored: Sequence[Array]) -> list[torch.Tensor]:
+    return [as_tensor(x, o.info.dtype) for x, o in zip(stored, step.operands, strict=True)]
 
 
-def as_bytes(block: torch.Tensor) -> memoryview:
-    """The memory of a flat CPU tensor."""
-    import torch
-
-    return block.contiguous().view(torch.uint8).numpy().data
+def _place(operand: Operand) -> str:
+    return f"{operand.checkpoint.path}: {operand.info.name}"
 
 
 def _changed(out: torch.Tensor, stored: torch.Tensor, wide: torch.Tensor) -> int:

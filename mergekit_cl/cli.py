@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -99,6 +100,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     streams = Streams(json="json" in flags, quiet="quiet" in flags, silent=silent)
     if streams.json or streams.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Of a large model there are hundreds of thousands of small objects, all of which live to the
+    # end: to look for cycles among them again and again takes as long as to make them.
+    gc.set_threshold(100_000)
     interrupt = interrupting(hint="give the same command again")
     # Threads that spin while they wait make torch several times slower on a shared machine. OpenMP
     # reads this when torch is loaded, which is later.

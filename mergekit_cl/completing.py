@@ -20,7 +20,7 @@ from mergekit_cl.report.card.card import write_card
 from mergekit_cl.report.html.content import merge_content
 from mergekit_cl.report.html.library import HINT, plotting_library
 from mergekit_cl.report.html.page import render_page
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 if TYPE_CHECKING:
     from mergekit_cl.merging import OutputOptions

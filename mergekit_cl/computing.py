@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mergekit_cl.device import choose_device
+from mergekit_cl.device import choose_device, may_have_gpu
 from mergekit_cl.errors import OptionError
 from mergekit_cl.plan import Plan
 from mergekit_cl.ring import card as cards
@@ -14,9 +13,7 @@ from mergekit_cl.ring.measure import measure, typical_step, work_of
 from mergekit_cl.ring.predict import choose
 from mergekit_cl.stream import buffer_bytes, default_workers
 
-if TYPE_CHECKING:
-    import torch
-
+NO_GPU = "no CUDA GPU is visible here"
 PLAIN = "a plain average is bound by reading and writing: a GPU gains nothing"
 
 
@@ -24,7 +21,7 @@ PLAIN = "a plain average is bound by reading and writing: a GPU gains nothing"
 class Computing:
     """workers: threads. buffer_bytes: all buffers. reason: why this device. ring: on a GPU."""
 
-    device: torch.device
+    device: str
     workers: int
     buffer_bytes: int
     reason: str
@@ -46,26 +43,27 @@ def choose_computing(limits: Limits, plan: Plan, *, report: bool, averages: bool
     averages: whether all that is computed besides the report is a linear merge. Raises OptionError
     for a device that is not there, and for too little memory.
     """
-    device = choose_device(limits.device)
     if limits.device == "auto":
         return _faster(limits, plan, report, averages)
-    if device.type == "cpu":
+    if limits.device == "cpu" or choose_device(limits.device).type == "cpu":
         return _on_cpu(limits, plan, "as asked")
-    return _on_card(device, ring_size(limits.threads, limits.memory, plan), "as asked")
+    return _on_card(limits.device, ring_size(limits.threads, limits.memory, plan), "as asked")
 
 
 def _faster(limits: Limits, plan: Plan, report: bool, averages: bool) -> Computing:
     """By measurement; without one where its outcome is known."""
+    if not may_have_gpu():
+        return _on_cpu(limits, plan, NO_GPU)
     import torch
 
     if not torch.cuda.is_available():
-        return _on_cpu(limits, plan, "no CUDA GPU is visible here")
+        return _on_cpu(limits, plan, NO_GPU)
     if averages and not report:
         return _on_cpu(limits, plan, PLAIN)
     step = typical_step(plan)
     if step is None:
         return _on_cpu(limits, plan, "no tensor is large enough for a GPU to help")
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = f"cuda:{torch.cuda.current_device()}"
     try:
         size = ring_size(limits.threads, limits.memory, plan)
         backend = cards.open_backend(device)
@@ -82,11 +80,9 @@ def _faster(limits: Limits, plan: Plan, report: bool, averages: bool) -> Computi
 
 
 def _on_cpu(limits: Limits, plan: Plan, reason: str) -> Computing:
-    import torch
-
     workers = default_workers(limits.threads, limits.memory, plan)
-    return Computing(torch.device("cpu"), workers, workers * buffer_bytes(plan), reason)
+    return Computing("cpu", workers, workers * buffer_bytes(plan), reason)
 
 
-def _on_card(device: torch.device, size: RingSize, reason: str) -> Computing:
+def _on_card(device: str, size: RingSize, reason: str) -> Computing:
     return Computing(device, size.workers, size.nbytes, reason, size)

@@ -10,7 +10,7 @@ from mergekit_cl.output.journal import Journal
 from mergekit_cl.output.shards import ShardFiles
 from mergekit_cl.plan import Plan
 from mergekit_cl.record import from_entries
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 from mergekit_cl.unchanged import trusted
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_cl.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
+
+
+def may_have_gpu() -> bool:
+    """False where no driver of one is installed, which is known without loading torch."""
+    if "torch" in sys.modules or Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def choose_device(name: str) -> torch.device:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from mergekit_cl.block import as_bytes
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.arrays import as_bytes
 from mergekit_cl.checkpoint.dtypes import itemsize
 from mergekit_cl.digest import PIECE_BYTES, tensor_digest
 from mergekit_cl.errors import InputError

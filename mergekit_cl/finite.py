@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     import torch
 
     from mergekit_cl.checkpoint import Checkpoint
+    from mergekit_cl.checkpoint.arrays import Array
+
+_EXPONENTS = {
+    "BF16": ("uint16", 0x7F80),
+    "F16": ("uint16", 0x7C00),
+    "F32": ("uint32", 0x7F800000),
+    "F64": ("uint64", 0x7FF0000000000000),
+}
 
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
@@ -30,6 +38,18 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     if bool(torch.sum(tensor, dtype=wide).isfinite()):
         return 0
     return int((~tensor.isfinite()).count_nonzero())
+
+
+def count_nonfinite_bits(array: Array, dtype: str) -> int:
+    """How many entries of an array are NaN or Inf: those whose exponent is all ones.
+
+    array: (n,) of a float type, of bfloat16 as its bits. dtype: as safetensors spells it.
+    """
+    import numpy as np
+
+    unsigned, ones = _EXPONENTS[dtype]
+    bits = array.view(unsigned) & np.asarray(ones, unsigned)
+    return int(np.count_nonzero(bits == ones))
 
 
 def nonfinite_input(place: str) -> NonFiniteError:

@@ -10,7 +10,7 @@ from mergekit_cl.carry import check_fresh
 from mergekit_cl.errors import MismatchError
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan, Step
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 from mergekit_cl.ties import check_equal
 
 

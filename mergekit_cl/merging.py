@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.compiling import are_worth_compiling
+from mergekit_cl.compiling import are_worth_compiling, needs_torch
 from mergekit_cl.completing import write_beside
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
@@ -37,8 +37,9 @@ from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Operand, Plan, Selection, Step, plan_merge
 from mergekit_cl.record import manifest, to_entry
 from mergekit_cl.report.progress import Start
+from mergekit_cl.results import TensorResult
 from mergekit_cl.sidecar import parent_of
-from mergekit_cl.stream import StreamOptions, TensorResult, run_stream
+from mergekit_cl.stream import StreamOptions, run_stream
 from mergekit_cl.unchanged import check_inputs, check_stamps, marks
 from mergekit_cl.uptodate import recorded_run
 from mergekit_cl.vocabulary import Vocab
@@ -163,10 +164,11 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     Bad input leaves nothing behind; an interruption or a full disk leaves what the same command
     needs to continue.
     """
-    import torch  # noqa: F401 - before the clock: loading it is no part of the merge's speed
-
     started = time.perf_counter()
     plan = make_plan(method, options)
+    compiled = are_worth_compiling(plan)
+    if needs_torch(plan, compiled=compiled, report=options.report):
+        started += _load_torch()
     recorded = recorded_options(method, options)
     single = is_single_file(options.target)
     staging = Staging(options.target, side_folder=side_folder(options.target) if single else None)
@@ -195,7 +197,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         options.report,
         options.allow_nonfinite,
         with_what.ring,
-        are_worth_compiling(plan),
+        compiled,
     )
     staging.open(identity, restart=options.restart)
     try:
@@ -245,6 +247,14 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     moved = plan.bytes_read + plan.bytes_written
     told = _told(with_what)
     return MergeOutcome(options.target, state, made, divergence, notes, spent, moved, told)
+
+
+def _load_torch() -> float:
+    """Seconds it took, which are no part of a merge's speed."""
+    started = time.perf_counter()
+    import torch  # noqa: F401
+
+    return time.perf_counter() - started
 
 
 def _computing(method: Method, plan: Plan, options: OutputOptions) -> Computing:

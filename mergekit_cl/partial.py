@@ -8,7 +8,7 @@ from dataclasses import replace
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.plan import Plan, Step
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 
 class WholeDigests:
@@ -19,14 +19,17 @@ class WholeDigests:
 
     def __init__(self, plan: Plan) -> None:
         names: dict[Checkpoint, set[str]] = {}
-        for operand in (o for step in plan.steps.values() for o in step.operands):
-            if not operand.is_whole:
-                names.setdefault(operand.checkpoint, set()).add(operand.info.name)
+        self._in_part: set[str] = set()
+        for step in plan.steps.values():
+            for operand in step.operands:
+                if not operand.is_whole:
+                    self._in_part.add(step.name)
+                    names.setdefault(operand.checkpoint, set()).add(operand.info.name)
         self._digests = {one: checkpoint_digests(one, names=found) for one, found in names.items()}
 
     def complete(self, step: Step, result: TensorResult) -> TensorResult:
         """The result with digests of whole operands."""
-        if all(operand.is_whole for operand in step.operands):
+        if step.name not in self._in_part:
             return result
         found = tuple(
             digest if o.is_whole else self._digests[o.checkpoint][o.info.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from mergekit_cl.digesting import checkpoint_digests
@@ -12,12 +11,20 @@ from mergekit_cl.layout import Layout
 from mergekit_cl.manifest import FORMAT, describe_input, describe_output, versions
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 
 def to_entry(shard: str, results: Mapping[str, TensorResult]) -> dict[str, Any]:
     """The journal line of a finished shard."""
-    return {"shard": shard, "tensors": {name: asdict(result) for name, result in results.items()}}
+    tensors = {
+        name: {
+            "digest": result.digest,
+            "operand_digests": result.operand_digests,
+            "sums": [vars(sums) for sums in result.sums],
+        }
+        for name, result in results.items()
+    }
+    return {"shard": shard, "tensors": tensors}
 
 
 def from_entries(entries: list[dict[str, Any]], layout: Layout) -> dict[str, TensorResult]:

@@ -1,47 +1,36 @@
 """Blocks through kernels: identical workers that read, compute, hash and write.
 
-Knows order, buffers and devices; knows no formula. A span of a tensor is one unit of work; blocks
-inside it are sized for the processor's cache. Nothing about the result depends on how many workers
-there are or which of them did what.
+Knows order, buffers and devices; knows no formula. A span of a tensor, or several small tensors of
+one kind, is one unit of work; blocks inside it are sized for the processor's cache. Nothing about
+the result depends on how many workers there are or which of them did what.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from mergekit_cl.block import BLOCK, BlockWorker, SpanResult, Write
+from mergekit_cl.block import BLOCK, BlockWorker, Write, WriteAll
 from mergekit_cl.checkpoint.dtypes import itemsize
-from mergekit_cl.digest import PIECE_BYTES, tensor_digest
-from mergekit_cl.divergence.sums import Sums, total
+from mergekit_cl.digest import PIECE_BYTES
 from mergekit_cl.errors import OptionError
 from mergekit_cl.layout import Shard
+from mergekit_cl.neighbours import Neighbours, gather
 from mergekit_cl.output.shards import ShardFiles
 from mergekit_cl.plan import Plan, Step
+from mergekit_cl.results import SpanResult, TensorResult, join
 from mergekit_cl.ring import card as cards
 from mergekit_cl.ring.budget import RingSize
 from mergekit_cl.ring.worker import RingWorker
-
-if TYPE_CHECKING:
-    import torch
+from mergekit_cl.workers import share_out
 
 Advance = Callable[[int], None]
 
 SMALL = 2**17
 """Bytes read for a tensor, on average, below which two threads are slower than one."""
-
-
-@dataclass(frozen=True)
-class TensorResult:
-    """What is known of an output tensor: digests of it and its operands, sums per parent."""
-
-    digest: str
-    operand_digests: tuple[str, ...]
-    sums: tuple[Sums, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class StreamOptions:
     compiled: use kernels compiled for this processor where there are any; the bytes are the same.
     """
 
-    device: torch.device
+    device: str
     workers: int
     report: bool
     allow_nonfinite: bool
@@ -94,6 +83,29 @@ def buffer_bytes(plan: Plan) -> int:
     return max((BlockWorker.buffer_bytes(step) for step in plan.steps.values()), default=0)
 
 
+@dataclass(frozen=True)
+class _Span:
+    """Elements `begin` to `end` of a tensor that lies at `offset` of its file."""
+
+    shard: Shard
+    step: Step
+    offset: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Several whole tensors; offsets: where each lies in the file."""
+
+    shard: Shard
+    neighbours: Neighbours
+    offsets: tuple[int, ...]
+
+
+_Unit = _Span | _Together
+
+
 def run_stream(
     plan: Plan,
     files: ShardFiles,
@@ -113,48 +125,49 @@ def run_stream(
     disk. advance: told the bytes read and written by each span.
     Raises what a kernel or the disk raises, after every worker has stopped.
     """
-    import torch
-
     results = dict(finished)
-    work = _Work(plan, files, carry, results, on_tensor, on_shard)
-    stop = threading.Event()
-    spans = work.spans()
-    lock = threading.Lock()
     card = None
     if options.ring is not None:
         card = cards.Card(cards.open_backend(options.device), options.ring)
+    work = _Work(
+        plan,
+        files,
+        carry,
+        results,
+        on_tensor,
+        on_shard,
+        joins=options.compiled and card is None,
+    )
 
-    def next_span() -> tuple[Shard, Step, int, int, int] | None:
-        with lock:
-            return None if stop.is_set() else next(spans, None)
+    def new_worker() -> Callable[[_Unit], None]:
+        host = BlockWorker(options.report, options.allow_nonfinite, options.compiled)
+        worker = host if card is None else RingWorker(card, options.report, options.allow_nonfinite)
 
-    def run_worker() -> None:
-        worker = (
-            BlockWorker(options.report, options.allow_nonfinite, options.compiled)
-            if card is None
-            else RingWorker(card, options.report, options.allow_nonfinite)
-        )
-        while (span := next_span()) is not None:
-            shard, step, offset, begin, end = span
+        def do(unit: _Unit) -> None:
+            if isinstance(unit, _Together):
+                write, write_residuals = work.writers(unit)
+                found = host.run_together(unit.neighbours, write, write_residuals)
+                advance(bytes_moved(unit.neighbours.steps))
+                work.finish(unit.shard, list(zip(unit.neighbours.steps, found, strict=True)))
+                return
             done = worker.run(
-                step, begin, end, files.writer(shard.file, offset), work.residual_writer(step.name)
+                unit.step,
+                unit.begin,
+                unit.end,
+                files.writer(unit.shard.file, unit.offset),
+                work.residual_writer(unit.step.name),
             )
+            size = itemsize(unit.step.dtype)
+            begin, end = unit.offset + unit.begin * size, unit.offset + unit.end * size
+            files.start_writing(unit.shard.file, begin, end)
             advance(done.bytes_moved)
-            work.finish_span(shard, step, begin, done)
+            work.finish_span(unit, done)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+        return do
+
     try:
-        with ThreadPoolExecutor(options.workers) as pool:
-            futures = [pool.submit(run_worker) for _ in range(options.workers)]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-        for future in futures:
-            future.result()
+        share_out(work.units(), options.workers, new_worker)
     finally:
-        torch.set_num_threads(threads)
         if card is not None:
             card.close()
         files.close()
@@ -163,8 +176,21 @@ def run_stream(
     return results
 
 
+def _ahead(units: Iterable[_Unit]) -> Iterator[_Unit]:
+    """The units, each handed out when the system has been told to read the one after it."""
+    held: list[_Unit] = []
+    for unit in units:
+        if isinstance(unit, _Span):
+            for operand in unit.step.operands:
+                end = min(unit.end, operand.info.numel)
+                operand.checkpoint.expect(operand.info.name, unit.begin, end)
+        yield from held
+        held = [unit]
+    yield from held
+
+
 class _Work:
-    """Hands out spans in file order and puts their results together."""
+    """Hands out units in file order and puts their results together."""
 
     def __init__(
         self,
@@ -174,6 +200,7 @@ class _Work:
         results: dict[str, TensorResult],
         on_tensor: Callable[[Step, TensorResult], None],
         on_shard: Callable[[Shard, dict[str, TensorResult]], None],
+        joins: bool,
     ) -> None:
         self._plan = plan
         self._files = files
@@ -186,29 +213,43 @@ class _Work:
         self._results = results
         self._on_tensor = on_tensor
         self._on_shard = on_shard
+        self._joins = joins
         self._pending: dict[str, _Pending] = {}
         self._tensors_left: dict[str, int] = {}
         self._lock = threading.Lock()
         self._telling = threading.Lock()
 
-    def spans(self) -> Iterator[tuple[Shard, Step, int, int, int]]:
-        """(shard, step, tensor's offset in its file, first element, end) in reading order."""
-        for shard in self._plan.layout.shards:
-            infos = {info.name: info for info in shard.header.tensors}
-            if all(name in self._results for name in infos):
-                continue
-            self._files.create(shard)
+    def units(self) -> Iterator[_Unit]:
+        """Every unit of work that is not finished, in reading order; makes their files."""
+        for unit in _ahead(self._planned()):
             with self._lock:
-                self._tensors_left[shard.file] = len(infos)
-            order = sorted(infos, key=lambda name: _reading_order(self._plan.steps[name]))
-            for name in order:
-                step, info = self._plan.steps[name], infos[name]
-                length = span_elements(step)
-                starts = range(0, max(info.numel, 1), length)
+                is_new = unit.shard.file not in self._tensors_left
+            if is_new:
+                self._files.create(unit.shard)
                 with self._lock:
-                    self._pending[name] = _Pending(len(starts))
-                for start in starts:
-                    yield shard, step, info.offset, start, min(start + length, info.numel)
+                    self._tensors_left[unit.shard.file] = len(unit.shard.header.tensors)
+            yield unit
+
+    def _planned(self) -> Iterator[_Unit]:
+        for shard in self._plan.layout.shards:
+            offsets = {info.name: info.offset for info in shard.header.tensors}
+            if all(name in self._results for name in offsets):
+                continue
+            steps = sorted((self._plan.steps[name] for name in offsets), key=_reading_order)
+            for one in gather(steps, BLOCK) if self._joins else steps:
+                if isinstance(one, Neighbours):
+                    yield _Together(shard, one, tuple(offsets[step.name] for step in one.steps))
+                else:
+                    yield from self._spans(shard, one, offsets[one.name])
+
+    def _spans(self, shard: Shard, step: Step, offset: int) -> Iterator[_Span]:
+        numel = math.prod(step.shape)
+        length = span_elements(step)
+        starts = range(0, max(numel, 1), length)
+        with self._lock:
+            self._pending[step.name] = _Pending(len(starts))
+        for start in starts:
+            yield _Span(shard, step, offset, start, min(start + length, numel))
 
     def residual_writer(self, name: str) -> Write | None:
         """Where a tensor's residuals go, or None where none are kept."""
@@ -216,20 +257,38 @@ class _Work:
             return None
         return self._carry.writer(self._carry.layout.shards[0].file, self._residuals[name])
 
-    def finish_span(self, shard: Shard, step: Step, begin: int, done: SpanResult) -> None:
-        """Take in one span; the last of a tensor gives its result, of a shard closes it."""
+    def writers(self, unit: _Together) -> tuple[WriteAll, WriteAll | None]:
+        """Where several tensors go, and their residuals; None where none are kept."""
+        steps = unit.neighbours.steps
+        counts = [math.prod(step.shape) for step in steps]
+        size = itemsize(steps[0].dtype)
+        places = list(zip(unit.offsets, (count * size for count in counts), strict=True))
+        write = self._files.writer_of_several(unit.shard.file, places)
+        if self._carry is None or steps[0].name not in self._residuals:
+            return write, None
+        at = [self._residuals[step.name] for step in steps]
+        kept = list(zip(at, (count * 4 for count in counts), strict=True))
+        return write, self._carry.writer_of_several(self._carry.layout.shards[0].file, kept)
+
+    def finish_span(self, span: _Span, done: SpanResult) -> None:
+        """Take in one span; the last of a tensor gives its result."""
         with self._lock:
-            pending = self._pending[step.name]
-            pending.done[begin] = done
+            pending = self._pending[span.step.name]
+            pending.done[span.begin] = done
             pending.left -= 1
             if pending.left:
                 return
-            parts = [part for _, part in sorted(pending.done.items())]
-            del self._pending[step.name]
-            result = _join(parts)
-            self._on_tensor(step, result)
-            self._results[step.name] = result
-            self._tensors_left[shard.file] -= 1
+            del self._pending[span.step.name]
+        parts = [part for _, part in sorted(pending.done.items())]
+        self.finish(span.shard, [(span.step, join(parts))])
+
+    def finish(self, shard: Shard, made: Sequence[tuple[Step, TensorResult]]) -> None:
+        """Take in whole tensors; the last of a shard closes it."""
+        with self._lock:
+            for step, result in made:
+                self._on_tensor(step, result)
+                self._results[step.name] = result
+            self._tensors_left[shard.file] -= len(made)
             if self._tensors_left[shard.file]:
                 return
         self._files.finish(shard.file)
@@ -237,6 +296,15 @@ class _Work:
             if self._carry is not None:
                 self._carry.sync()
             self._on_shard(shard, {t.name: self._results[t.name] for t in shard.header.tensors})
+
+
+def bytes_moved(steps: Iterable[Step]) -> int:
+    """Bytes read and written to make whole tensors."""
+    return sum(
+        math.prod(step.shape) * itemsize(step.dtype)
+        + sum(operand.info.nbytes for operand in step.operands)
+        for step in steps
+    )
 
 
 def span_elements(step: Step) -> int:
@@ -248,18 +316,3 @@ def span_elements(step: Step) -> int:
 def _reading_order(step: Step) -> tuple[str, int]:
     first = step.operands[0]
     return str(first.checkpoint.file_of(first.info.name)), first.info.offset
-
-
-def _join(parts: list[SpanResult]) -> TensorResult:
-    operands = range(len(parts[0].operand_pieces))
-    return TensorResult(
-        tensor_digest(piece for part in parts for piece in part.pieces),
-        tuple(
-            tensor_digest(piece for part in parts for piece in part.operand_pieces[k])
-            for k in operands
-        ),
-        tuple(
-            total([block[parent] for part in parts for block in part.block_sums])
-            for parent in range(len(parts[0].block_sums[0]) if parts[0].block_sums else 0)
-        ),
-    )

@@ -16,7 +16,7 @@ from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import InputError
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 Marks = list[list[list[int]]]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 Piece = TypeVar("Piece")
@@ -15,11 +17,9 @@ def share_out(
 ) -> None:
     """Let `workers` threads do all pieces; new_worker makes what one of them does with a piece.
 
-    torch computes on one thread in each meanwhile. Raises what the first of them raises, after
-    every one has stopped.
+    torch, where it is loaded, computes on one thread in each meanwhile. Raises what the first of
+    them raises, after every one has stopped.
     """
-    import torch
-
     left = iter(pieces)
     lock = threading.Lock()
     stop = threading.Event()
@@ -40,16 +40,25 @@ def share_out(
         for piece in taken():
             do(piece)
 
-    threads_of_torch = torch.get_num_threads()
+    with _torch_on_one_thread(), ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work) for _ in range(workers)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
+
+
+@contextmanager
+def _torch_on_one_thread() -> Iterator[None]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(work) for _ in range(workers)]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-        for future in futures:
-            future.result()
+        yield
     finally:
-        torch.set_num_threads(threads_of_torch)
+        torch.set_num_threads(threads)

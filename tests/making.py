@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import fisher.sidecar
-from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.merging import MergeOutcome, OutputOptions, run_merge
 from mergekit_cl.methods.fisher import fisher_method
@@ -149,9 +149,13 @@ def linear(
 
 def by_fisher(inputs: Sequence[Path], *, base: Path | None = None, **options: Any) -> Method:
     """The Fisher method over checkpoint paths with sidecars in their side folders."""
+    return fisher_of([open_checkpoint(path) for path in inputs], base=base, **options)
+
+
+def fisher_of(opened: Sequence[Checkpoint], *, base: Path | None = None, **options: Any) -> Method:
+    """The Fisher method over opened checkpoints."""
     from mergekit_cl.plan import Selection
 
-    opened = [open_checkpoint(path) for path in inputs]
     settings: dict[str, Any] = {
         "weights": None,
         "normalize": "trace",

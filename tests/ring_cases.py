@@ -9,10 +9,11 @@ import torch
 from fake_device import FakeBackend
 from making import fisher_like, write_model, write_sidecar
 
-from mergekit_cl.block import BLOCK, BlockWorker, SpanResult
+from mergekit_cl.block import BLOCK, BlockWorker
 from mergekit_cl.merging import OutputOptions, make_plan
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
+from mergekit_cl.results import SpanResult
 from mergekit_cl.ring.budget import RingSize, card_scratch, slot_bytes
 from mergekit_cl.ring.card import Card
 from mergekit_cl.ring.worker import RingWorker

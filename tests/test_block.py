@@ -10,11 +10,12 @@ import torch
 from blake3 import blake3
 from making import fisher_like, linear, write_model, write_sidecar
 
-from mergekit_cl.block import BLOCK, BlockWorker, SpanResult, keep_agreement
+from mergekit_cl.block import BLOCK, BlockWorker, keep_agreement
 from mergekit_cl.divergence.sums import total
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.merging import OutputOptions, make_plan
 from mergekit_cl.plan import Step
+from mergekit_cl.results import SpanResult
 
 
 def step_of(inputs: list[Path], name: str = "w", **options: Any) -> Step:
@@ -210,7 +211,7 @@ def test_buffers_are_counted(tmp_path: Path) -> None:
     worker = BlockWorker(True, False)
     step = step_of(inputs, weights=(0.3, 0.7))
     worker.run(step, 0, 10, lambda data, offset: None)
-    held = sum(buffer.nbytes for buffer in worker._buffers.values())
+    held = sum(buffer.nbytes for buffer in worker._buffers.values()) + worker._arrays.nbytes
     assert 0 < held <= BlockWorker.buffer_bytes(step)
 
 

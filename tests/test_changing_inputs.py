@@ -7,12 +7,12 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from making import files_below, linear, merge, model_tensors, silent, weight_bytes, write_model
 
-from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_cl.errors import InputError, Interrupted, OutputError
 
 LIMIT = 900
@@ -77,14 +77,14 @@ def interrupt() -> None:
 def spans_until_changed(inputs: list[Path], tmp_path: Path) -> int:
     """After how many spans the tensor that is to change has been read."""
     order: list[str] = []
-    real = Checkpoint.read
+    real = Checkpoint.block
 
-    def read(self: Checkpoint, name: str, *where: int) -> torch.Tensor:
-        order.append(name)
-        return real(self, name, *where)
+    def block(self: Checkpoint, tensor: TensorInfo, *where: int) -> Any:
+        order.append(tensor.name)
+        return real(self, tensor, *where)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "read", read)
+        patch.setattr(Checkpoint, "block", block)
         merge(linear(inputs), tmp_path / "probe", shard_size=LIMIT, threads=1)
     shutil.rmtree(tmp_path / "probe")
     return list(dict.fromkeys(order)).index(CHANGED) + 1

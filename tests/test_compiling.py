@@ -21,8 +21,8 @@ from making import (
 )
 
 from mergekit_cl import compiling
-from mergekit_cl.block import BlockWorker
 from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.compiled_block import CompiledBlocks
 from mergekit_cl.compiling import are_worth_compiling
 from mergekit_cl.errors import NonFiniteError
 from mergekit_cl.merging import OutputOptions, make_plan
@@ -54,14 +54,14 @@ def updated(inputs: list[Path]) -> Method:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Says how many blocks compiled kernels made."""
     made: list[int] = []
-    usual = BlockWorker._merge_compiled
+    usual = CompiledBlocks.merge
 
-    def counting(self: BlockWorker, *arguments: Any) -> Any:
+    def counting(self: CompiledBlocks, *arguments: Any) -> Any:
         found = usual(self, *arguments)
         made.append(found is not None)
         return found
 
-    monkeypatch.setattr(BlockWorker, "_merge_compiled", counting)
+    monkeypatch.setattr(CompiledBlocks, "merge", counting)
     return made
 
 
@@ -124,10 +124,11 @@ def test_small_merges_do_not_wait_for_a_compiler(
     inputs = two(tmp_path, (BF16, BF16))
     plan = make_plan(averaged(inputs), OutputOptions(target=tmp_path / "out"))
     assert not are_worth_compiling(plan)
-    elements = sum(s.operands[0].info.numel for s in plan.steps.values() if s.formula)
-    monkeypatch.setattr(compiling, "WORTHWHILE", elements)
+    found = [s.operands[0].info.numel for s in plan.steps.values() if s.formula]
+    worth = sum(found) + len(found) * compiling.PER_TENSOR
+    monkeypatch.setattr(compiling, "WORTHWHILE", worth)
     assert are_worth_compiling(plan)
-    monkeypatch.setattr(compiling, "WORTHWHILE", elements + 1)
+    monkeypatch.setattr(compiling, "WORTHWHILE", worth + 1)
     assert not are_worth_compiling(plan)
 
 

@@ -9,9 +9,10 @@ import torch
 from blake3 import blake3
 from making import model_tensors, write_model, write_pickle, write_sharded
 
-from mergekit_cl.block import BLOCK, PieceHash, as_bytes
+from mergekit_cl.block import BLOCK
 from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.digest import PIECE_BYTES, bytes_digest, tensor_digest, weights_digest
+from mergekit_cl.checkpoint.arrays import as_bytes
+from mergekit_cl.digest import PIECE_BYTES, PieceHash, bytes_digest, tensor_digest, weights_digest
 from mergekit_cl.digesting import checkpoint_digests
 
 TENSORS = model_tensors(0)
@@ -24,9 +25,9 @@ def by_definition(data: bytes) -> str:
 
 
 def in_blocks(tensor: torch.Tensor) -> str:
-    hashed = PieceHash(tensor.element_size())
+    hashed = PieceHash()
     for start in range(0, tensor.numel(), BLOCK):
-        hashed.update(tensor[start : start + BLOCK])
+        hashed.update(as_bytes(tensor[start : start + BLOCK]))
     return tensor_digest(hashed.pieces())
 
 

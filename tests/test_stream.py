@@ -27,7 +27,7 @@ from making import (
     write_sidecar,
 )
 
-from mergekit_cl import block, stream
+from mergekit_cl import block, digest, stream
 from mergekit_cl.errors import Interrupted, OptionError
 from mergekit_cl.merging import OutputOptions, make_plan
 from mergekit_cl.stream import buffer_bytes, default_workers
@@ -57,6 +57,7 @@ def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (block, stream):
             patch.setattr(module, "BLOCK", 64)
+        for module in (digest, stream):
             patch.setattr(module, "PIECE_BYTES", 512)
         yield
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mergekit_cl.checkpoint.arrays import concatenate
 from mergekit_cl.checkpoint.dtypes import READABLE
 from mergekit_cl.checkpoint.filesystem import RemoteFile
 from mergekit_cl.checkpoint.header import Header, TensorInfo
@@ -22,6 +24,8 @@ from mergekit_cl.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from mergekit_cl.checkpoint.arrays import Array
 
 
 class Checkpoint:
@@ -69,13 +73,36 @@ class Checkpoint:
         Raises InputError for packed types, and where a place beyond this disk fails.
         """
         tensor = self.tensors[name]
-        if tensor.dtype not in READABLE:
-            raise InputError(
-                "weights of this dtype can be described, not read",
-                detail=f"{self.path}: {name} is {tensor.dtype}",
-                hint="use the model in bfloat16, float16 or float32",
-            )
+        self._check_readable(tensor)
         return self._readers[name].read(tensor, start, tensor.numel if stop is None else stop)
+
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """Elements `start` to `stop` of a tensor for streaming, as checkpoint/arrays.py holds them.
+
+        Raises what `read` does, and InputError where the file has become shorter.
+        """
+        self._check_readable(tensor)
+        return self._readers[tensor.name].block(tensor, start, stop)
+
+    def blocks(self, tensors: Sequence[TensorInfo]) -> Array:
+        """All elements of several small tensors of one dtype, one after the other."""
+        first, *rest = tensors
+        self._check_readable(first)
+        reader, end = self._readers[first.name], first.offset + first.nbytes
+        elements = first.numel
+        for tensor in rest:
+            # Offset 0 is that of tensors in a torch file, which are not known to lie anywhere.
+            apart = tensor.offset != end or not end
+            if apart or self._readers[tensor.name] is not reader:
+                return concatenate([self.block(one, 0, one.numel) for one in tensors])
+            end += tensor.nbytes
+            elements += tensor.numel
+        # They lie side by side: one read.
+        return reader.block(replace(first, shape=(elements,)), 0, elements)
+
+    def expect(self, name: str, start: int, stop: int) -> None:
+        """Say that these elements will be read soon."""
+        self._readers[name].expect(self.tensors[name], start, stop)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A copy of one whole tensor in its shape."""
@@ -148,6 +175,14 @@ class Checkpoint:
     ) -> None:
         self.close()
 
+    def _check_readable(self, tensor: TensorInfo) -> None:
+        if tensor.dtype not in READABLE:
+            raise InputError(
+                "weights of this dtype can be described, not read",
+                detail=f"{self.path}: {tensor.name} is {tensor.dtype}",
+                hint="use the model in bfloat16, float16 or float32",
+            )
+
     def _take(self, opened: Opened) -> list[str]:
         """Take in one file; gives the names of its tensors, tied ones too."""
         names = [tensor.name for tensor in opened.tensors]
@@ -161,12 +196,13 @@ class Checkpoint:
         return [*names, *opened.aliases]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoint:
     """Open the checkpoint at PATH from its headers.
 
-    Raises InputError or FormatError where it is missing, truncated or inconsistent.
+    headers_only: nothing else will be read, so that the weights of a model on the hub are not
+    fetched. Raises InputError or FormatError where it is missing, truncated or inconsistent.
     """
-    return Checkpoint(path, locate(path))
+    return Checkpoint(path, locate(path, headers_only=headers_only))
 
 
 def _as_told(path: str | Path) -> str | Path:

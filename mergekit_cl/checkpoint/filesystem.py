@@ -133,8 +133,9 @@ class RemoteFolder:
             return b""
         path = self._fs._strip_protocol(file.url)
         content: bytes
-        if is_http(file.url):
-            # Unlike cat_file it refuses a server that answers with the whole file.
+        if is_http(file.url) or file.url.startswith("hf://"):
+            # cat_file reads ahead from the hub, and takes a whole file from a server that answers
+            # with one.
             with self._fs.open(path, "rb", size=file.nbytes, cache_type="none") as stream:
                 stream.seek(start)
                 content = stream.read(stop - start)

@@ -20,6 +20,7 @@ from mergekit_cl.errors import ClmergeError, InputError
 
 HUB = "hf://"
 _NAME = re.compile(r"hf://(?P<repo>(?:[\w.-]+/)?[\w.-]+?)/?(?:@(?P<revision>[^@\s]+))?")
+_FILE = re.compile(r"hf://[\w.-]+(?:/[\w.-]+)?@[0-9a-f]{40}/.+")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -73,6 +74,41 @@ def fetch(text: str) -> tuple[Path, str]:
             + (f" --revision {revision}" if revision else ""),
         ) from error
     return folder, folder.name
+
+
+def by_ranges(text: str) -> tuple[str, str] | None:
+    """The URL of a model's folder at its commit, for reading headers alone, and that commit.
+
+    text: as of `fetch`. None where `fetch` is the way: the cache has the weights, it says better
+    what is wrong, or they are torch files, whose headers are pickles among the weights.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    found = _NAME.fullmatch(text)
+    if found is None or constants.HF_HUB_OFFLINE:
+        return None
+    repo = found["repo"]
+    try:
+        with _quiet():
+            info = HfApi().model_info(repo, revision=found["revision"])
+    # A missing network is an exception of whichever HTTP library the hub's client uses.
+    except Exception:
+        return None
+    wanted = needed(file.rfilename for file in info.siblings or [])
+    if info.sha is None or {SINGLE[0], INDEXES[0]}.isdisjoint(wanted):
+        return None
+    weights = [
+        name for name in wanted if name.startswith("model") and name.endswith(".safetensors")
+    ]
+    held = [try_to_load_from_cache(repo, name, revision=info.sha) for name in weights]
+    if all(isinstance(path, str) for path in held):
+        return None
+    return f"{HUB}{repo}@{info.sha}", info.sha
+
+
+def is_file(text: str) -> bool:
+    """Whether a URL names one file at one commit, and no model."""
+    return _FILE.fullmatch(text) is not None
 
 
 def needed(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bytes of one file as torch tensors, without copying them."""
+"""Whole tensors of one file as views of it, without copying them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.checkpoint.positioned import PositionedFile
 from mergekit_cl.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from mergekit_cl.checkpoint.arrays import Array
     from mergekit_cl.checkpoint.header import TensorInfo
 
 
 class MappedFile:
-    """A private read mapping of a file; views stay valid until `close`."""
+    """A private read mapping of a file, made when the first view is asked for.
+
+    Views are for building models. Blocks for streaming are copies: see PositionedFile.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
+        self._copies = PositionedFile(path)
 
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of a tensor, flat, in its stored dtype.
@@ -47,6 +53,14 @@ class MappedFile:
             )
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """As PositionedFile."""
+        return self._copies.block(tensor, start, stop)
+
+    def expect(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """As PositionedFile."""
+        self._copies.expect(tensor, start, stop)
+
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Tell the system that these elements are not needed again soon."""
         size = itemsize(tensor.dtype)
@@ -60,6 +74,7 @@ class MappedFile:
     def close(self) -> None:
         """Drop the mapping; it goes when the last view of it does."""
         self._map = None
+        self._copies.close()
 
     def _mapping(self) -> mmap.mmap:
         if self._map is None:

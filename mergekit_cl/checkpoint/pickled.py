@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_cl.checkpoint.arrays import as_array
 from mergekit_cl.checkpoint.dtypes import safetensors_dtype
 from mergekit_cl.checkpoint.header import TensorInfo
 from mergekit_cl.checkpoint.unpickle import check_records, damaged, load
@@ -13,6 +14,8 @@ from mergekit_cl.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from mergekit_cl.checkpoint.arrays import Array
 
 # Where training scripts put the weights inside a checkpoint, most specific first.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
@@ -39,6 +42,13 @@ class PickledFile:
         part = self._flat(tensor.name)[start:stop]
         # A single element counts as contiguous whatever its stride, which no view of bytes takes.
         return part if part.stride(0) == 1 else part.as_strided(part.shape, (1,))
+
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """The same as an array: still of torch's mapping."""
+        return as_array(self.read(tensor, start, stop))
+
+    def expect(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Nothing to do: torch owns the mapping."""
 
     def _flat(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]

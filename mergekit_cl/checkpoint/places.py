@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergekit_cl.checkpoint.beyond import locate_url
-from mergekit_cl.checkpoint.hub import HUB, fetch
+from mergekit_cl.checkpoint.hub import HUB, by_ranges, fetch, is_file
 from mergekit_cl.checkpoint.index import read_index
 from mergekit_cl.checkpoint.nearest import nearest_path
 from mergekit_cl.checkpoint.place import INDEXES, SINGLE, Place, side_name
@@ -15,13 +15,19 @@ from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path
 from mergekit_cl.errors import InputError
 
 
-def locate(path: str | Path) -> Place:
+def locate(path: str | Path, *, headers_only: bool = False) -> Place:
     """Find the weight files a PATH names, on this disk or beyond it.
 
-    Raises InputError where nothing, or no weights, are there; FormatError for a broken index.
+    headers_only: a model on the hub is left there. Raises InputError where nothing, or no weights,
+    are there; FormatError for a broken index.
     """
     text = as_typed(path)
+    if is_file(text):
+        return locate_url(text)
     if text.startswith(HUB):
+        if headers_only and (there := by_ranges(text)) is not None:
+            url, commit = there
+            return replace(locate_url(url), revision=commit)
         folder, commit = fetch(text)
         return replace(_directory(folder), revision=commit)
     if is_url(text):

@@ -20,6 +20,8 @@ from mergekit_cl.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from mergekit_cl.checkpoint.arrays import Array
+
 HEAD_BYTES = 2**18
 """Fetched of every remote file at once; most headers are shorter."""
 
@@ -29,6 +31,12 @@ class Reader(Protocol):
 
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop`, flat, in the stored dtype; a view where that can be."""
+
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """The same as an array, of memory that no change of the file can take away."""
+
+    def expect(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Say that these elements will be read soon."""
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Say that these elements will not be read again soon."""

@@ -9,12 +9,14 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.checkpoint.arrays import as_tensor, empty, view
+from mergekit_cl.checkpoint.dtypes import itemsize
 from mergekit_cl.checkpoint.filesystem import RemoteFile
 
 if TYPE_CHECKING:
     import torch
 
+    from mergekit_cl.checkpoint.arrays import Array
     from mergekit_cl.checkpoint.header import TensorInfo
 
 WINDOW = 8 * 2**20
@@ -101,19 +103,20 @@ class RemoteReader:
         self._windows = windows
 
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of a tensor, flat, in its stored dtype.
+        """Elements `start` to `stop` of a tensor, flat, in its stored dtype."""
+        return as_tensor(self.block(tensor, start, stop), tensor.dtype)
 
-        Raises InputError where the place fails.
-        """
-        import torch
-
-        dtype = torch_dtype(tensor.dtype)
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """The same as an array; raises InputError where the place fails."""
         if stop <= start:
-            return torch.empty(0, dtype=dtype)
+            return empty(tensor.dtype, 0)
         item = itemsize(tensor.dtype)
         begin, end = tensor.offset + start * item, tensor.offset + stop * item
         found = self.bytes(begin, end)
-        return torch.frombuffer(found if begin % item == 0 else bytearray(found), dtype=dtype)
+        return view(found if begin % item == 0 else bytearray(found), tensor.dtype)
+
+    def expect(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Nothing to do: windows run ahead of the reader."""
 
     def bytes(self, begin: int, end: int) -> memoryview:
         """Bytes `begin` to `end` of the file, of which there must be some."""

@@ -52,7 +52,7 @@ def command(
 
     if in_place and not output["dry_run"]:
         complete_update(models[0])
-    checkpoints = [open_checkpoint(path) for path in models]
+    checkpoints = [open_checkpoint(path, headers_only=output["dry_run"]) for path in models]
     if in_place:
         check_in_place(checkpoints[0])
         output["output"] = Path(models[0])

@@ -88,13 +88,14 @@ def command(
     from mergekit_cl.methods.fisher import fisher_method, with_sums
     from mergekit_cl.sidecar import sidecar_of
 
-    checkpoints = [open_checkpoint(path) for path in models]
+    headers_only = output["dry_run"]
+    checkpoints = [open_checkpoint(path, headers_only=headers_only) for path in models]
     given = fisher or (None,) * len(models)
     options = merge_output({**output, "allow_stale_fisher": allow_stale_fisher})
     sidecars, notes = with_sums(
         [sidecar_of(c, path) for c, path in zip(checkpoints, given, strict=True)]
     )
-    opened = None if base is None else open_checkpoint(base)
+    opened = None if base is None else open_checkpoint(base, headers_only=headers_only)
     carries = [find_carry(c) for c in checkpoints] if output["carry"] else []
 
     def method_at(weights: tuple[float, ...] | None, base: Any = opened) -> Method:

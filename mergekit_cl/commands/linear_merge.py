@@ -60,8 +60,9 @@ def command(
     from mergekit_cl.methods.linear import linear_method
     from mergekit_cl.sidecar import sidecar_of, sidecars_for_report
 
-    checkpoints = [open_checkpoint(path) for path in models]
-    opened = None if base is None else open_checkpoint(base)
+    headers_only = output["dry_run"]
+    checkpoints = [open_checkpoint(path, headers_only=headers_only) for path in models]
+    opened = None if base is None else open_checkpoint(base, headers_only=headers_only)
     reported = not output["no_report"]
     carries = [find_carry(c) for c in checkpoints] if output["carry"] else []
     options = merge_output(output)

@@ -63,8 +63,8 @@ def command(
     if rank is not None and energy is not None:
         raise OptionError("--rank and --energy exclude each other", hint="give one of them")
     request = ExtractRequest(
-        open_checkpoint(tuned),
-        open_checkpoint(base),
+        open_checkpoint(tuned, headers_only=output["dry_run"]),
+        open_checkpoint(base, headers_only=output["dry_run"]),
         output["output"],
         rank,
         0.99 if rank is None and energy is None else energy,

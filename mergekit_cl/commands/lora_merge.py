@@ -55,7 +55,7 @@ def command(
             hint="leave --vocab out",
         )
     method = lora_method(
-        open_checkpoint(base),
+        open_checkpoint(base, headers_only=output["dry_run"]),
         [open_adapter(path) for path in adapters],
         scales=scale,
         undo=undo,

@@ -35,7 +35,7 @@ def command(
     from mergekit_cl.plan import Selection
 
     method = unmerge_method(
-        open_checkpoint(merged),
+        open_checkpoint(merged, headers_only=output["dry_run"]),
         base=base,
         approximate=approximate,
         headers_only=output["dry_run"],

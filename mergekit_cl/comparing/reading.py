@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mergekit_cl.block import BLOCK, PieceHash
+from mergekit_cl.block import BLOCK
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.checkpoint.arrays import as_bytes, as_tensor
 from mergekit_cl.checkpoint.dtypes import itemsize
-from mergekit_cl.digest import PIECE_BYTES, tensor_digest
+from mergekit_cl.digest import PIECE_BYTES, PieceHash, tensor_digest
 from mergekit_cl.divergence.bits import count_changed
 from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, block_sums, total
@@ -38,6 +39,10 @@ class Source:
     def info(self) -> TensorInfo:
         """What its header says."""
         return self.checkpoint.tensors[self.name]
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of it."""
+        return as_tensor(self.checkpoint.block(self.info, start, stop), self.info.dtype)
 
 
 @dataclass(frozen=True)
@@ -152,18 +157,15 @@ def _read(
     allow_nonfinite: bool,
 ) -> _Span:
     sources = (comparison.merged, *comparison.parents)
-    hashes = [PieceHash(itemsize(source.info.dtype)) for source in sources]
+    hashes = [PieceHash() for _ in sources]
     found = []
     for start in range(begin, max(end, begin + 1), BLOCK):
         stop = min(start + BLOCK, end)
-        blocks = [source.checkpoint.read(source.name, start, stop) for source in sources]
+        blocks = [source.block(start, stop) for source in sources]
         for digest, block in zip(hashes, blocks, strict=True):
-            digest.update(block)
+            digest.update(as_bytes(block))
         merged, parents = blocks[0], blocks[1:]
-        fishers = [
-            None if one is None else one.checkpoint.read(one.name, start, stop)
-            for one in comparison.fishers
-        ]
+        fishers = [None if one is None else one.block(start, stop) for one in comparison.fishers]
         sums = block_sums(
             merged,
             None,
@@ -176,7 +178,7 @@ def _read(
         if not allow_nonfinite:
             _refuse_nonfinite(sources, blocks, sums)
         if comparison.base is not None:
-            base = comparison.base.checkpoint.read(comparison.base.name, start, stop)
+            base = comparison.base.block(start, stop)
             sums = _with_conflict(blocks, base, sums, scratch)
         found.append(sums)
     return _Span(found, [digest.pieces() for digest in hashes])
@@ -231,7 +233,8 @@ def _buffer_bytes(comparison: Comparison) -> int:
     """Scratch, the float64 copies that different dtypes are compared in, and what is read ahead."""
     sources = {id(source.checkpoint): source.checkpoint for source in comparison.sources}
     ahead = sum(checkpoint.buffer_bytes for checkpoint in sources.values())
-    return BLOCK * 8 * (SCRATCH_BUFFERS + 2) + ahead
+    stored = sum(itemsize(source.info.dtype) for source in comparison.sources)
+    return BLOCK * (stored + 8 * (SCRATCH_BUFFERS + 2)) + ahead
 
 
 def _reading_order(comparison: Comparison) -> tuple[str, int]:

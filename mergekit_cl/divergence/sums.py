@@ -61,7 +61,8 @@ def total(parts: Sequence[Sums]) -> Sums:
         elif None in values:
             summed[field.name] = None
         else:
-            summed[field.name] = reduce(max if field.name == "largest" else add, values, 0)
+            largest = field.name == "largest"
+            summed[field.name] = reduce(max, values, 0.0) if largest else reduce(add, values, 0)
     if summed["fisher_square"] is not None:
         gaps = [part.fisher_gap for part in parts]
         summed["without_fisher"] = sum(missing for missing, _ in gaps)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fisher.sidecar import encode_metadata, statistics
-from mergekit_cl.block import as_bytes
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.arrays import as_bytes
 from mergekit_cl.estimating.store import rounded
 from mergekit_cl.layout import Layout, lay_out
 from mergekit_cl.output.shards import ShardFiles

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fisher.sidecar import encode_metadata, statistics
-from mergekit_cl.block import as_bytes
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.arrays import as_bytes
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.errors import NonFiniteError
 from mergekit_cl.layout import Layout, lay_out

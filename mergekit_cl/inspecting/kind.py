@@ -49,7 +49,7 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
 
 
 def _weights(path: str | Path, at: str | Path) -> dict[str, Any]:
-    with open_checkpoint(at) as opened:
+    with open_checkpoint(at, headers_only=True) as opened:
         if METADATA_KEY in opened.metadata:
             return _fisher(_told(path), opened)
         if not opened.folder and is_adapter(opened.tensors):

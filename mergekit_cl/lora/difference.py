@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo
+from mergekit_cl.checkpoint.arrays import as_tensor
 from mergekit_cl.finite import count_nonfinite, nonfinite_input
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ def difference_of(tuned: Checkpoint, base: Checkpoint, name: str) -> torch.Tenso
     found = torch.empty(info.numel, dtype=wide)
     for start in range(0, info.numel, STEP):
         stop = min(start + STEP, info.numel)
-        out = found[start:stop]
+        out, parts = found[start:stop], []
         for checkpoint in (tuned, base):
-            stored = checkpoint.read(name, start, stop)
+            tensor = checkpoint.tensors[name]
+            stored = as_tensor(checkpoint.block(tensor, start, stop), tensor.dtype)
             if bad := count_nonfinite(stored):
                 raise nonfinite_input(f"{checkpoint.path}: {name} ({bad} in one block)")
-        exact = tuned.read(name, start, stop).double() - base.read(name, start, stop).double()
-        out.copy_(exact)
-        for checkpoint in (tuned, base):
+            parts.append(stored.double())
             checkpoint.release(name, start, stop)
+        out.copy_(parts[0] - parts[1])
     return found.reshape(info.shape)
 
 

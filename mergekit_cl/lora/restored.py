@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mergekit_cl.checkpoint.arrays import as_array
 from mergekit_cl.checkpoint.dtypes import BITS, itemsize, torch_dtype
 from mergekit_cl.checkpoint.place import Place
 from mergekit_cl.checkpoint.readers import Opened
@@ -18,6 +19,8 @@ from mergekit_cl.recorded import RecordedTensor
 
 if TYPE_CHECKING:
     import torch
+
+    from mergekit_cl.checkpoint.arrays import Array
 
 
 class Planes:
@@ -52,6 +55,13 @@ class Planes:
             filled += len(own)
         return torch.from_numpy(found).view(torch_dtype(tensor.dtype))
 
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """The same as an array."""
+        return as_array(self.read(tensor, start, stop))
+
+    def expect(self, tensor: TensorInfo, start: int, stop: int) -> None:
+        """Nothing to do: the frames are read when they are unpacked."""
+
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Nothing is held."""
 
@@ -63,9 +73,10 @@ class Planes:
         ends = self._frames(tensor)
         if number + 1 >= len(ends):
             raise _damaged(self._undo, tensor.name, "it ends too soon")
-        stored = self._undo.read(TENSOR + tensor.name, ends[number], ends[number + 1])
+        packed = self._undo.tensors[TENSOR + tensor.name]
+        stored = self._undo.block(packed, ends[number], ends[number + 1])
         try:
-            return unpack(stored.numpy().tobytes(), itemsize(tensor.dtype), count)
+            return unpack(stored.tobytes(), itemsize(tensor.dtype), count)
         except ValueError as error:
             raise _damaged(self._undo, tensor.name, str(error)) from error
 
@@ -75,12 +86,13 @@ class Planes:
             if tensor.name in self._ends:
                 return self._ends[tensor.name]
             key, planes = TENSOR + tensor.name, itemsize(tensor.dtype)
-            total = self._undo.tensors[key].numel
+            packed = self._undo.tensors[key]
+            total = packed.numel
             ends = [0]
             while ends[-1] < total:
-                head = self._undo.read(key, ends[-1], min(ends[-1] + LENGTH * planes, total))
+                head = self._undo.block(packed, ends[-1], min(ends[-1] + LENGTH * planes, total))
                 try:
-                    size = sum(lengths(head.numpy().tobytes(), planes))
+                    size = sum(lengths(head.tobytes(), planes))
                 except ValueError as error:
                     raise _damaged(self._undo, tensor.name, str(error)) from error
                 ends.append(ends[-1] + LENGTH * planes + size)

@@ -14,7 +14,7 @@ from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import FormatError
 from mergekit_cl.plan import Plan
 from mergekit_cl.recorded import RecordedTensor
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 Undo = Literal["base", "xor", "none"]
 

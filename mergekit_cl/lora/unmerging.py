@@ -13,7 +13,7 @@ from mergekit_cl.layout import lay_out
 from mergekit_cl.lora.undo import Undoing
 from mergekit_cl.plan import Operand, Plan, Selection, Step
 from mergekit_cl.recorded import Recorded, RecordedTensor
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 
 class Made(NamedTuple):

@@ -8,7 +8,7 @@ anything is not finite is only reported: those formulas say what becomes of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numba import njit, types
@@ -16,38 +16,34 @@ from numba.extending import intrinsic, overload
 
 from mergekit_cl.merge.formula import Formula, PairFisher, PairMean
 
-if TYPE_CHECKING:
-    import torch
+Array: TypeAlias = np.ndarray[Any, Any]
+"""A flat block: bfloat16 as its bits in uint16, float16 in int16, others as they are."""
 
 
 class Compiled(NamedTuple):
-    """finite: whether every operand and result was. fallback: entries it decided, if any can."""
+    """finite: whether every operand and result was.
+
+    fallback: entries it decided, for each tensor of the block; None where there is no fallback.
+    """
 
     finite: bool
-    fallback: int | None
+    fallback: list[int] | None
 
 
-PairKernel = Callable[[Sequence["torch.Tensor"], "torch.Tensor", "torch.Tensor"], Compiled]
-"""(stored operands, out, exact) -> Compiled; fills `out` (rounded) and `exact` (float32)."""
+PairKernel = Callable[[Sequence[Array], Array, Array, Array], Compiled]
+"""(stored operands, bounds, out, exact) -> Compiled; fills `out` (rounded) and `exact` (float32).
+
+bounds: where in the block each tensor begins, and its end; (tensors + 1,) int64.
+"""
 
 
-def pair_kernel(formula: Formula) -> PairKernel:
-    """The compiled form of a formula, for flat CPU blocks of bfloat16 or float32."""
-    if isinstance(formula, PairMean):
+def pair_kernel(formulas: Sequence[Formula]) -> PairKernel:
+    """The compiled form of formulas of one kind: one for each tensor of a block."""
+    means = [one for one in formulas if isinstance(one, PairMean)]
+    if means:
+        (formula,) = set(means)
         return _pair_mean(formula)
-    return _pair_fisher(formula)
-
-
-def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A flat tensor as the kernels take it: bfloat16 and float16 as their bits, others as it is.
-
-    Which of the two the bits are of is told by uint16 and int16.
-    """
-    import torch
-
-    as_bits = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-    array: np.ndarray[Any, Any] = tensor.view(as_bits.get(tensor.dtype, tensor.dtype)).numpy()
-    return array
+    return _pair_fisher([one for one in formulas if isinstance(one, PairFisher)])
 
 
 def _pair_mean(formula: PairMean) -> PairKernel:
@@ -58,31 +54,27 @@ def _pair_mean(formula: PairMean) -> PairKernel:
     # A difference of +0 times a negative weight is -0, which would lose a -0.
     lost_zero = np.float32(0.0) if min(formula.weights) < 0 else np.float32(-0.0)
 
-    def run(stored: Sequence[torch.Tensor], out: torch.Tensor, exact: torch.Tensor) -> Compiled:
-        bad = mean_of_pair(
-            as_array(stored[near]),
-            as_array(stored[far]),
-            rounded,
-            lost_zero,
-            as_array(out),
-            exact.numpy(),
-        )
+    def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
+        bad = mean_of_pair(stored[near], stored[far], rounded, lost_zero, out, exact)
         return Compiled(not bad, None)
 
     return run
 
 
-def _pair_fisher(formula: PairFisher) -> PairKernel:
+def _pair_fisher(formulas: Sequence[PairFisher]) -> PairKernel:
     numbers = np.asarray(
-        [number for scale in formula.scales for number in (scale.weight, scale.factor, scale.floor)]
+        [
+            [number for s in one.scales for number in (s.weight, s.factor, s.floor)]
+            for one in formulas
+        ]
     )
     with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
         rounded = numbers.astype(np.float32)
+    decided = np.empty(len(formulas), np.int64)
 
-    def run(stored: Sequence[torch.Tensor], out: torch.Tensor, exact: torch.Tensor) -> Compiled:
-        arrays = [as_array(tensor) for tensor in stored[:4]]
-        bad, undecided = fisher_of_pair(*arrays, *rounded, as_array(out), exact.numpy())
-        return Compiled(not bad, int(undecided))
+    def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
+        bad = fisher_of_pairs(*stored[:4], rounded, bounds, out, exact, decided)
+        return Compiled(not bad, decided.tolist())
 
     return run
 
@@ -172,43 +164,38 @@ def mean_of_pair(near, far, weight, lost_zero, out, exact):
 
 
 @njit(nogil=True, cache=True)
-def fisher_of_pair(
-    a,
-    b,
-    fisher_a,
-    fisher_b,
-    weight_a,
-    factor_a,
-    floor_a,
-    weight_b,
-    factor_b,
-    floor_b,
-    out,
-    exact,
-):
-    """merge/fisher.py for two inputs and the linear fallback; (not finite, entries it decided)."""
+def fisher_of_pairs(a, b, fisher_a, fisher_b, numbers, bounds, out, exact, decided):
+    """merge/fisher.py for two inputs and the linear fallback, for every tensor between `bounds`.
+
+    numbers: (tensors, 6): weight, factor and floor of each input. Fills `decided`, the entries the
+    fallback decided of each tensor; returns a count of what is not finite.
+    """
     bad = np.uint32(0)
-    fallback = np.uint32(0)
     zero = np.float32(0.0)
-    for i in range(out.shape[0]):
-        x = widen(a[i])
-        y = widen(b[i])
-        fx = widen(fisher_a[i])
-        fy = widen(fisher_b[i])
-        undecided = fx + fy == zero
-        gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
-        gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
-        grown = gx + gy
-        divisor = grown if grown != zero else np.float32(1.0)
-        tx = gx / divisor
-        ty = gy / divisor
-        near = x if tx > ty else y
-        far = y if tx > ty else x
-        result = near - (ty if ty < tx else tx) * (near - far)
-        stored = narrow(result, out[i])
-        exact[i] = result
-        out[i] = stored
-        fallback += np.uint32(undecided)
-        bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
-        bad |= not_finite(fx) | not_finite(fy) | not_finite(grown)
-    return bad, fallback
+    for tensor in range(bounds.shape[0] - 1):
+        weight_a, factor_a, floor_a = numbers[tensor, 0], numbers[tensor, 1], numbers[tensor, 2]
+        weight_b, factor_b, floor_b = numbers[tensor, 3], numbers[tensor, 4], numbers[tensor, 5]
+        fallback = np.uint32(0)
+        for i in range(bounds[tensor], bounds[tensor + 1]):
+            x = widen(a[i])
+            y = widen(b[i])
+            fx = widen(fisher_a[i])
+            fy = widen(fisher_b[i])
+            undecided = fx + fy == zero
+            gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
+            gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
+            grown = gx + gy
+            divisor = grown if grown != zero else np.float32(1.0)
+            tx = gx / divisor
+            ty = gy / divisor
+            near = x if tx > ty else y
+            far = y if tx > ty else x
+            result = near - (ty if ty < tx else tx) * (near - far)
+            stored = narrow(result, out[i])
+            exact[i] = result
+            out[i] = stored
+            fallback += np.uint32(undecided)
+            bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
+            bad |= not_finite(fx) | not_finite(fy) | not_finite(grown)
+        decided[tensor] = fallback
+    return bad

@@ -7,23 +7,18 @@ rounded to nearest even in one step (subnormals too, whose unit is the least nor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
 from mergekit_cl.merge.compiled import (
-    as_array,
+    Array,
     bits_of_double,
     bits_of_float,
     double_of_bits,
     not_finite,
     widen,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 EXPONENT = np.int64(0x7FF0000000000000)
 TO_BFLOAT16 = 1.5 * 2.0**45
@@ -33,19 +28,19 @@ LEAST_FLOAT16 = 2.0**-14
 LARGEST_FLOAT16 = 65504.0
 
 
-def widen_into(stored: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor) -> bool:
+def widen_into(stored: Array, residual: Array | None, out: Array) -> bool:
     """out = stored, plus its float32 residual if there is one; whether all of it is finite.
 
     stored: (n,) bfloat16, float16 or float32. out: (n,) float64.
     """
     if residual is None:
-        return not widen_block(as_array(stored), out.numpy())
-    return not widen_with(as_array(stored), residual.numpy(), out.numpy())
+        return not widen_block(stored, out)
+    return not widen_with(stored, residual, out)
 
 
-def round_into(out: torch.Tensor, exact: torch.Tensor) -> bool:
+def round_into(out: Array, exact: Array) -> bool:
     """Round float64 to the dtype of `out` once, to nearest even; whether all of it is finite."""
-    return not round_block(exact.numpy(), as_array(out))
+    return not round_block(exact, out)
 
 
 def rounded(value, like):

@@ -25,7 +25,7 @@ from mergekit_cl.lora.vocabulary import new_vocabulary
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 
 def lora_method(

@@ -25,7 +25,7 @@ from mergekit_cl.lora.unmerging import (
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Plan
 from mergekit_cl.recorded import MANIFEST, Recorded, parse_recorded
-from mergekit_cl.stream import TensorResult
+from mergekit_cl.results import TensorResult
 
 
 def unmerge_method(

@@ -13,8 +13,8 @@ from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.merge.linear import normalized
 from mergekit_cl.plan import Plan, Recipe, Selection
+from mergekit_cl.results import TensorResult
 from mergekit_cl.sidecar import Sidecar
-from mergekit_cl.stream import TensorResult
 
 
 class Planner(Protocol):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mergekit_cl.layout import Layout, Shard
 from mergekit_cl.output.durable import sync
+
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE of Linux: begin to write, wait for nothing
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class ShardFiles:
@@ -50,6 +56,39 @@ class ShardFiles:
         """
         descriptor = self._open[file]
         return lambda data, offset: write_all(descriptor, data, base + offset)
+
+    def writer_of_several(
+        self, file: str, places: Sequence[tuple[int, int]]
+    ) -> Callable[[memoryview], None]:
+        """A function that writes tensors that follow each other in memory into one file.
+
+        places: (offset in the file, bytes) of each. Those that follow each other there too are
+        written together.
+        """
+        descriptor = self._open[file]
+        joined: list[tuple[int, int]] = []
+        for offset, nbytes in places:
+            if joined and sum(joined[-1]) == offset:
+                joined[-1] = (joined[-1][0], joined[-1][1] + nbytes)
+            else:
+                joined.append((offset, nbytes))
+
+        def write(data: memoryview) -> None:
+            begin = 0
+            for offset, nbytes in joined:
+                write_all(descriptor, data[begin : begin + nbytes], offset)
+                begin += nbytes
+
+        return write
+
+    def start_writing(self, file: str, begin: int, end: int) -> None:
+        """Let the disk take in these bytes of a file while others are still being made.
+
+        Nothing relies on it: `finish` forces the file to the disk, and has less left to wait for.
+        """
+        descriptor = self._open.get(file)
+        if descriptor is not None and _sync_file_range is not None:
+            _sync_file_range(descriptor, begin, end - begin, _WRITE)
 
     def finish(self, file: str) -> None:
         """Force one file, and that it is there, to the disk and close it."""

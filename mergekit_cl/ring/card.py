@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mergekit_cl.ring.backend import Backend
 from mergekit_cl.ring.budget import SLOTS, RingSize
 from mergekit_cl.ring.slots import Slot, Streams
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Card:
@@ -36,8 +31,10 @@ class Card:
         self._backend.close()
 
 
-def open_backend(device: torch.device) -> Backend:
+def open_backend(device: str) -> Backend:
     """The GPU of that name."""
+    import torch
+
     from mergekit_cl.ring.cuda import CudaBackend
 
-    return CudaBackend(device)
+    return CudaBackend(torch.device(device))

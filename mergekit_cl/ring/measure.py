@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from mergekit_cl.block import BLOCK, BlockWorker, PieceHash
+from mergekit_cl.block import BLOCK, BlockWorker
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.arrays import as_array, as_bytes
 from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.checkpoint.header import TensorInfo
+from mergekit_cl.digest import PieceHash
 from mergekit_cl.plan import Operand, Plan, Step
 from mergekit_cl.ring import chunk as chunks
 from mergekit_cl.ring.backend import Backend, Stream
@@ -18,6 +21,8 @@ from mergekit_cl.ring.predict import Rates, Work
 
 if TYPE_CHECKING:
     import torch
+
+    from mergekit_cl.checkpoint.arrays import Array
 
 REPEATS = 3
 """The smallest time counts, the first of which pays for what is done once."""
@@ -44,6 +49,10 @@ class Sample:
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """As Checkpoint.read."""
         return self._held[name][start:stop]
+
+    def block(self, tensor: TensorInfo, start: int, stop: int) -> Array:
+        """As Checkpoint.block."""
+        return as_array(self.read(tensor.name, start, stop))
 
     def release(self, name: str, start: int, stop: int) -> None:
         """Nothing to give back."""
@@ -79,7 +88,7 @@ def measure(step: Step, size: RingSize, report: bool, backend: Backend) -> Rates
     source = torch.ones(size.slot.inputs, dtype=torch.uint8)
     sent = _seconds_of(into, lambda: there.copy_(here, non_blocking=True))
     fetched = _seconds_of(into, lambda: here.copy_(there, non_blocking=True))
-    hashed = len(source) / _best(lambda: PieceHash(1).update(source))
+    hashed = len(source) / _best(lambda: PieceHash().update(as_bytes(source)))
     return Rates(
         copied=len(source) / _best(lambda: here.copy_(source)),
         hashed=hashed,

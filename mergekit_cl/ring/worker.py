@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from mergekit_cl.block import BLOCK, BlockWorker, PieceHash, SpanResult, Write, as_bytes
+from mergekit_cl.block import BLOCK, BlockWorker, Write
+from mergekit_cl.checkpoint.arrays import as_bytes, as_tensor, bytes_of
 from mergekit_cl.checkpoint.dtypes import itemsize
+from mergekit_cl.digest import PieceHash
 from mergekit_cl.divergence.sums import Sums
 from mergekit_cl.plan import Step
+from mergekit_cl.results import SpanResult
 from mergekit_cl.ring import chunk as chunks
 from mergekit_cl.ring.budget import SMALLEST, goes_to_card
 from mergekit_cl.ring.card import Card
@@ -55,8 +58,8 @@ class RingWorker:
             return self._host.run(step, begin, end, write, write_residual)
         self._slots = self._slots or self._card.slots()
         sizes = [itemsize(operand.info.dtype) for operand in step.operands]
-        out_hash = PieceHash(itemsize(step.dtype))
-        span = _Span(step, write, write_residual, out_hash, [PieceHash(size) for size in sizes])
+        out_hash = PieceHash()
+        span = _Span(step, write, write_residual, out_hash, [PieceHash() for _ in sizes])
         pending: deque[tuple[Slot, int, int]] = deque()
         length = self._card.size.chunk
         for number, start in enumerate(range(begin, end, length)):
@@ -109,7 +112,7 @@ class RingWorker:
         if span.write_residual is not None and residual is not None:
             span.write_residual(as_bytes(residual), start * 4)
         for at in range(0, count, BLOCK):
-            span.out_hash.update(out[at : at + BLOCK])
+            span.out_hash.update(as_bytes(out[at : at + BLOCK]))
         span.write(as_bytes(out), start * itemsize(step.dtype))
 
 
@@ -120,5 +123,6 @@ def _fill(span: _Span, slot: Slot, start: int, stop: int) -> None:
     for operand, digest, into in zip(step.operands, span.hashes, stored, strict=True):
         for at in range(start, stop, BLOCK):
             here = into[at - start : min(at + BLOCK, stop) - start]
-            here.copy_(operand.checkpoint.read(operand.info.name, at, min(at + BLOCK, stop)))
-            digest.update(here)
+            block = operand.checkpoint.block(operand.info, at, min(at + BLOCK, stop))
+            here.copy_(as_tensor(block, operand.info.dtype))
+            digest.update(bytes_of(block))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from mergekit_cl.block import BLOCK
-from mergekit_cl.checkpoint.dtypes import torch_dtype
+from mergekit_cl.checkpoint.arrays import as_array
+from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
 from mergekit_cl.divergence.forms import fisher_squares, quadratic_forms
 from mergekit_cl.merge.formula import Formula
 from mergekit_cl.merge.kernel import SCRATCH_BUFFERS
@@ -97,20 +98,20 @@ def _compiled(
     if step.formula is None or formula is None:
         return None
     from mergekit_cl.divergence.compiled import fisher_sum
-    from mergekit_cl.merge.compiled import as_array, pair_kernel
+    from mergekit_cl.merge.compiled import pair_kernel
 
-    kernel = pair_kernel(formula)
+    kernel = pair_kernel([formula])
 
     def squares(stored: Sequence[torch.Tensor], buffers: Buffers) -> Array | None:
         count = stored[0].numel()
-        rounded = buffers("rounded", torch.float32, count)
-        exact = buffers("exact", torch.float32, count)
-        if not kernel(stored, rounded, exact).finite:
+        rounded = as_array(buffers("rounded", torch.float32, count))
+        exact = as_array(buffers("exact", torch.float32, count))
+        bounds = np.asarray([0, count], np.int64)
+        if not kernel([as_array(x) for x in stored], bounds, rounded, exact).finite:
             return None
-        merged = as_array(exact)
         pairs = zip(*_compared(step, stored), strict=True)
         return np.asarray(
-            [0.0 if f is None else fisher_sum(merged, as_array(p), as_array(f)) for p, f in pairs]
+            [0.0 if f is None else fisher_sum(exact, as_array(p), as_array(f)) for p, f in pairs]
         )
 
     return squares
@@ -128,7 +129,8 @@ def buffer_bytes(step: Step) -> int:
     merging = (2 * len(step.operands) + SCRATCH_BUFFERS + 2) * wide
     summing = (3 * len(step.parents) + 3) * 8
     sources = {id(operand.checkpoint): operand.checkpoint for operand in step.operands}
-    return BLOCK * (merging + summing) + sum(one.buffer_bytes for one in sources.values())
+    stored = sum(itemsize(operand.info.dtype) for operand in step.operands)
+    return BLOCK * (stored + merging + summing) + sum(one.buffer_bytes for one in sources.values())
 
 
 def _inputs(step: Step) -> list[Operand]:

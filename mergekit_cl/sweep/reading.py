@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mergekit_cl.block import BLOCK, PieceHash, blocks_of
+from mergekit_cl.block import BLOCK, blocks_of
+from mergekit_cl.checkpoint.arrays import as_bytes, as_tensor
 from mergekit_cl.checkpoint.dtypes import itemsize
-from mergekit_cl.digest import tensor_digest
+from mergekit_cl.digest import PieceHash, tensor_digest
 from mergekit_cl.errors import NonFiniteError, OptionError
 from mergekit_cl.finite import count_nonfinite
 from mergekit_cl.plan import Plan, Step
@@ -136,13 +137,15 @@ def _spans(steps: Sequence[Step]) -> Iterator[tuple[Step, int, int]]:
 
 def _read(step: Step, prepare: Prepare, begin: int, end: int, buffers: Buffers) -> _Span:
     evaluate = None if step.kernel is None else prepare(step)
-    hashes = [PieceHash(itemsize(operand.info.dtype)) for operand in step.operands]
+    hashes = [PieceHash() for _ in step.operands]
     found = []
     for start, stop, is_tail in blocks_of(begin, end, step.merged_numel):
         operands = step.operands[:1] if is_tail else step.operands
-        stored = [o.checkpoint.read(o.info.name, start, stop) for o in operands]
+        stored = [
+            as_tensor(o.checkpoint.block(o.info, start, stop), o.info.dtype) for o in operands
+        ]
         for digest, block in zip(hashes, stored, strict=False):
-            digest.update(block)
+            digest.update(as_bytes(block))
         if is_tail:
             continue
         if evaluate is None:

@@ -23,8 +23,8 @@ from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Operand, Plan, Recipe, Selection, plan_merge
 from mergekit_cl.report.amounts import duration, size
 from mergekit_cl.report.progress import Start
+from mergekit_cl.results import TensorResult
 from mergekit_cl.sidecar import parent_of
-from mergekit_cl.stream import TensorResult
 from mergekit_cl.sweep.evaluate import Prepare, closed_form, each_merge
 from mergekit_cl.sweep.reading import (
     Swept,

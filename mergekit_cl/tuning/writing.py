@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergekit_cl.block import as_bytes
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.checkpoint.arrays import as_bytes
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.companions import copy_companions
 from mergekit_cl.errors import NonFiniteError

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hubs import COMMIT, Hub, serving_hub
 from huggingface_hub import constants
 from making import (
     CONFIG,
     by_fisher,
     fisher_like,
+    fisher_of,
     linear,
     merge,
     model_tensors,
     same_bits,
     weight_bytes,
     write_model,
+    write_pickle,
     write_sharded,
     write_sidecar,
 )
 
 from mergekit_cl.checkpoint import hub, open_checkpoint
+from mergekit_cl.checkpoint.readers import HEAD_BYTES
 from mergekit_cl.errors import InputError, OutputError
 from mergekit_cl.estimating.place import sidecar_target
+from mergekit_cl.merging import OutputOptions, describe_plan, make_plan
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLDER = "f" * 40
 
 
@@ -181,91 +182,19 @@ def test_shards_are_needed_with_their_index(index: str, shard: str, other: str) 
     )
 
 
-@dataclass
-class Hub:
-    """What a hub knows: {repository: {file: content}}, and what it was asked for."""
-
-    models: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    files: list[str] = field(default_factory=list)
-    url: str = ""
-
-
 @pytest.fixture
 def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server that speaks as much of the hub's protocol as fetching a model needs."""
-    state = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if found := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
-                self.model(found[1], lambda files: {
-                    "id": found[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files],
-                }, found[2])  # fmt: skip
-            elif found := re.fullmatch(r"/api/models/(.+?)/tree/(.+)", path):
-                self.model(found[1], lambda files: [
-                    {"type": "file", "path": n, "size": len(c), "oid": sha1(c).hexdigest()}
-                    for n, c in files.items()
-                ], found[2])  # fmt: skip
-            elif found := re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", path):
-                content = state.models[found[1]][found[2]]
-                if self.command == "GET":
-                    state.files.append(found[2])
-                self.send(200, content)
-            elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
-                self.model(found[1], lambda files: {
-                    "id": found[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files],
-                }, "main")  # fmt: skip
-            else:
-                self.send(404, b"{}")
-
-        def model(self, repo: str, answer: Any, revision: str) -> None:
-            if repo in state.gated:
-                self.send(403, b"{}", "GatedRepo")
-            elif repo not in state.models:
-                self.send(404, b"{}", "RepoNotFound")
-            elif revision not in ("main", COMMIT):
-                self.send(404, b"{}", "RevisionNotFound")
-            else:
-                self.send(200, json.dumps(answer(state.models[repo])).encode())
-
-        def send(self, status: int, content: bytes, code: str | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{sha1(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", state.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        state.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A hub that is asked instead of the real one, and an empty cache."""
+    with serving_hub() as state:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", state.url)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            state.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield state
 
 
 def repository(folder: Path) -> dict[str, bytes]:
@@ -306,6 +235,54 @@ def test_a_model_is_fetched_once_and_without_what_a_merge_does_not_need(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with open_checkpoint("hf://org/name") as checkpoint:
         assert checkpoint.revision == COMMIT
+
+
+def test_a_plan_reads_headers_and_leaves_the_weights_on_the_hub(
+    tmp_path: Path, online: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for k in range(2):
+        tensors = {**model_tensors(k), "long": torch.ones(2**19) * k}
+        folders.append(write_model(tmp_path / f"m{k}", tensors, CONFIG))
+        write_sidecar(folders[-1], fisher_like(tensors, k))
+        online.models[f"org/m{k}"] = repository(folders[-1])
+    named = ["hf://org/m0", "hf://org/m1@main"]
+    plans = []
+    for inputs in (named, list(map(str, folders))):
+        opened = [open_checkpoint(path, headers_only=True) for path in inputs]
+        method = fisher_of(opened)
+        options = OutputOptions(target=tmp_path / "out")
+        plans.append(describe_plan(method, make_plan(method, options), options))
+        if inputs == named:
+            assert [one.revision for one in opened] == [COMMIT, COMMIT]
+            with pytest.raises(InputError):
+                open_checkpoint("hf://org/m0@typo", headers_only=True)
+    for one in plans:  # places beyond this disk are read through buffers
+        del one["buffer_bytes"]
+    assert plans[0] == plans[1]
+    assert not [name for name in online.files if name.endswith(".safetensors")]
+    weights = [one for one in online.ranges if one[0].endswith(".safetensors")]
+    assert {begin for _, begin, _ in weights} == {0}
+    assert all(end <= HEAD_BYTES for _, _, end in weights)
+    # A merge fetches them; from then on a plan asks the cache.
+    with open_checkpoint(named[0]) as whole:
+        assert same_bits(whole.tensor("long"), torch.zeros(2**19))
+    before = len(online.ranges)
+    with open_checkpoint(named[0], headers_only=True) as held:
+        assert held.here is None
+        assert held.file_of("long").is_file()
+    assert len(online.ranges) == before
+
+
+def test_torch_files_of_the_hub_are_fetched_even_for_a_plan(tmp_path: Path, online: Hub) -> None:
+    write_pickle(tmp_path / "pytorch_model.bin", dict(model_tensors(0)))
+    online.models["org/name"] = {
+        "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes(),
+        "config.json": json.dumps(CONFIG).encode(),
+    }
+    with open_checkpoint("hf://org/name", headers_only=True) as checkpoint:
+        assert checkpoint.tensors.keys() == model_tensors(0).keys()
+    assert "pytorch_model.bin" in online.files
 
 
 def test_what_the_hub_refuses_is_said(online: Hub, tmp_path: Path) -> None:

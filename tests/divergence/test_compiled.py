@@ -8,9 +8,30 @@ import numpy as np
 import pytest
 import torch
 
-from mergekit_cl.divergence.compiled import block_sums
+from mergekit_cl.checkpoint.arrays import as_array
+from mergekit_cl.divergence import compiled
+from mergekit_cl.divergence.sums import Sums
 
 SIZE = 5003
+
+
+def block_sums(
+    merged: torch.Tensor,
+    exact: torch.Tensor,
+    parents: list[torch.Tensor],
+    fishers: list[torch.Tensor | None],
+    fallback: int | None,
+) -> list[Sums]:
+    """Of a block that is one tensor."""
+    (found,) = compiled.block_sums(
+        as_array(merged),
+        as_array(exact),
+        [as_array(parent) for parent in parents],
+        [None if fisher is None else as_array(fisher) for fisher in fishers],
+        np.asarray([0, len(merged)]),
+        None if fallback is None else [fallback],
+    )
+    return found
 
 
 def draw(seed: int, dtype: torch.dtype, scale: float) -> torch.Tensor:

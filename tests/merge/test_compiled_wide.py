@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import same_bits
 
+from mergekit_cl.checkpoint.arrays import as_array
 from mergekit_cl.merge import compiled_wide, rounding
 
 NARROW = [torch.bfloat16, torch.float16, torch.float32]
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+def widen_into(stored: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor) -> bool:
+    taken = None if residual is None else as_array(residual)
+    return compiled_wide.widen_into(as_array(stored), taken, as_array(out))
+
+
+def round_into(out: torch.Tensor, exact: torch.Tensor) -> bool:
+    return compiled_wide.round_into(as_array(out), as_array(exact))
 
 
 def every_value(dtype: torch.dtype) -> torch.Tensor:
@@ -26,7 +36,7 @@ def agree(exact: torch.Tensor, dtype: torch.dtype) -> None:
     wanted = torch.empty(exact.shape, dtype=dtype)
     rounding.round_into(wanted, exact)
     found = torch.empty_like(wanted)
-    finite = compiled_wide.round_into(found, exact)
+    finite = round_into(found, exact)
     assert finite == bool(wanted.isfinite().all())
     fine = wanted.isfinite()
     assert same_bits(found[fine], wanted[fine])
@@ -36,10 +46,10 @@ def agree(exact: torch.Tensor, dtype: torch.dtype) -> None:
 def test_every_value_is_widened_exactly(dtype: torch.dtype) -> None:
     values = every_value(dtype)
     out = torch.empty(len(values), dtype=torch.float64)
-    assert compiled_wide.widen_into(values, None, out)
+    assert widen_into(values, None, out)
     assert same_bits(out, values.double())
     residual = torch.linspace(-1, 1, len(values)) * 1e-3
-    assert compiled_wide.widen_into(values, residual, out)
+    assert widen_into(values, residual, out)
     assert same_bits(out, values.double() + residual)
 
 
@@ -68,17 +78,17 @@ def test_what_is_not_finite_is_reported_wherever_it_is(dtype: torch.dtype, value
     stored = torch.zeros(1001, dtype=dtype)
     stored[700] = value
     out = torch.empty(1001, dtype=torch.float64)
-    assert not compiled_wide.widen_into(stored, None, out)
-    assert not compiled_wide.round_into(torch.empty(1001, dtype=dtype), stored.double())
+    assert not widen_into(stored, None, out)
+    assert not round_into(torch.empty(1001, dtype=dtype), stored.double())
     residual = torch.zeros(1001)
-    assert compiled_wide.widen_into(torch.zeros_like(stored), residual, out)
+    assert widen_into(torch.zeros_like(stored), residual, out)
     residual[3] = value
-    assert not compiled_wide.widen_into(torch.zeros_like(stored), residual, out)
+    assert not widen_into(torch.zeros_like(stored), residual, out)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_what_is_too_large_is_reported(dtype: torch.dtype) -> None:
     out = torch.empty(5, dtype=dtype)
-    assert compiled_wide.round_into(out, torch.full((5,), torch.finfo(dtype).max).double())
+    assert round_into(out, torch.full((5,), torch.finfo(dtype).max).double())
     for large in (2.0 * torch.finfo(dtype).max, 1e300):
-        assert not compiled_wide.round_into(out, torch.full((5,), large, dtype=torch.float64))
+        assert not round_into(out, torch.full((5,), large, dtype=torch.float64))

@@ -1,0 +1,100 @@
+"""Blocks of one worker through kernels compiled for this processor, with the bits of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mergekit_cl.checkpoint.arrays import Arrays, as_array, as_tensor
+from mergekit_cl.divergence.sums import Sums
+from mergekit_cl.merge.formula import WIDENED
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergekit_cl.checkpoint.arrays import Array
+    from mergekit_cl.merge.compiled import PairKernel
+    from mergekit_cl.merge.formula import Formula
+    from mergekit_cl.merge.kernel import Kernel
+    from mergekit_cl.plan import Step
+
+
+class CompiledBlocks:
+    """report: sum up divergence. Results are views of `arrays`, valid until the next block."""
+
+    def __init__(self, arrays: Arrays, report: bool) -> None:
+        self._arrays = arrays
+        self._report = report
+        self._kernel: tuple[Sequence[Formula], PairKernel] | None = None
+
+    def merge(
+        self, like: Step, formulas: Sequence[Formula], stored: Sequence[Array], bounds: Array
+    ) -> tuple[Array, Array, list[list[Sums]]] | None:
+        """Of one tensor or several between `bounds`: (rounded, exact in float32, sums of each).
+
+        None where something is not finite. like: a step of their dtypes and operands.
+        """
+        if self._kernel is None or self._kernel[0] != formulas:
+            from mergekit_cl.merge.compiled import pair_kernel
+
+            self._kernel = formulas, pair_kernel(formulas)
+        out = self._arrays("out", like.dtype, len(stored[0]))
+        exact = self._arrays("exact", "F32", len(stored[0]))
+        done = self._kernel[1](stored, bounds, out, exact)
+        if not done.finite:
+            return None
+        if not self._report:
+            return out, exact, [[] for _ in formulas]
+        return out, exact, compiled_sums(like, stored, out, exact, bounds, done.fallback)
+
+    def merge_wide(
+        self, step: Step, kernel: Kernel, stored: Sequence[Array]
+    ) -> tuple[Array, torch.Tensor, list[Sums]] | None:
+        """By a kernel in float64: (rounded, exact, sums); None where something is not finite."""
+        from mergekit_cl.merge.compiled_wide import round_into, widen_into
+
+        count = len(stored[0])
+        places = dict(enumerate(step.residuals))
+        wide = []
+        for k, array in enumerate(stored):
+            into = self._arrays(f"operand{k}", "F64", count)
+            place = places.get(k)
+            if not widen_into(array, None if place is None else stored[place], into):
+                return None
+            wide.append(as_tensor(into, "F64"))
+        exact = kernel(wide, ()).exact
+        out = self._arrays("out", step.dtype, count)
+        if not round_into(out, as_array(exact)):
+            return None
+        found: list[Sums] = []
+        if self._report:
+            (found,) = compiled_sums(step, stored, out, as_array(exact), whole(out), None)
+        return out, exact, found
+
+
+def are_summed_compiled(step: Step) -> bool:
+    """Whether compiled code knows every dtype of a step."""
+    return {step.dtype, *(operand.info.dtype for operand in step.operands)} <= WIDENED
+
+
+def compiled_sums(
+    step: Step,
+    stored: Sequence[Array],
+    out: Array,
+    exact: Array,
+    bounds: Array,
+    fallback: list[int] | None,
+) -> list[list[Sums]]:
+    """Sums [tensor][parent] of a finite block; arguments as of divergence/compiled.py."""
+    from mergekit_cl.divergence.compiled import block_sums
+
+    parents = [stored[k] for k in step.parents]
+    fishers = [None if k is None else stored[k] for k in step.fishers]
+    return block_sums(out, exact, parents, fishers, bounds, fallback)
+
+
+def whole(array: Array) -> Array:
+    """The bounds of a block of one tensor."""
+    import numpy as np
+
+    return np.asarray([0, len(array)], np.int64)
