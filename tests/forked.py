@@ -1,6 +1,7 @@
 """A server that imports everything once and forks a process per command, to be killed cheaply.
 
-Requests and answers are lines of JSON: {"cwd", "line", "exchange"} and one of "kill_after"
+Requests and answers are lines of JSON: {"import"}, names of modules to have from then on, or
+{"cwd", "line", "exchange"} and one of "kill_after"
 (seconds), "kill_at" (the number of the step before which it dies), "fail_at" (the number of the
 write that finds the disk full), "file_bytes" (how large a file may grow), or "record" (a file for
 the disk's states, and "root", the place); the answer is
@@ -9,6 +10,7 @@ the disk's states, and "root", the place); the answer is
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -52,6 +54,14 @@ class Forks:
         self._server.stdin.flush()
         return Ended(**json.loads(self._server.stdout.readline()))
 
+    def load(self, modules: Sequence[str]) -> None:
+        """Import modules once, for all commands to come."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps({"import": list(modules)}) + "\n")
+        self._server.stdin.flush()
+        assert self._server.stdout.readline() == "{}\n"
+
 
 @contextmanager
 def forking() -> Iterator[Forks]:
@@ -62,7 +72,12 @@ def forking() -> Iterator[Forks]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
     )
     try:
         yield Forks(server)
@@ -97,6 +112,14 @@ def serve() -> None:
     torch.set_num_threads(1)  # no pool of threads exists when a process is forked
     for text in sys.stdin:
         request = json.loads(text)
+        if "import" in request:
+            for name in request["import"]:
+                importlib.import_module(name)
+            if "mergekit_cl.estimating.run" in sys.modules:
+                sys.modules["mergekit_cl.estimating.run"].SECONDS_BETWEEN_SAVES = -1.0
+            sys.stdout.write("{}\n")
+            sys.stdout.flush()
+            continue
         with tempfile.NamedTemporaryFile() as err, tempfile.NamedTemporaryFile() as counted:
             began = time.perf_counter()
             child = os.fork()

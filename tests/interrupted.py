@@ -9,6 +9,7 @@ from pathlib import Path
 
 from forked import Forks
 from making import CONFIG, fisher_like, model_tensors, write_model, write_sidecar
+from tiny_models import TEXTS, tiny_llama
 
 Files = dict[str, bytes]
 SHARDS = ("--shard-size", "900")  # several files, some of several tensors
@@ -20,7 +21,7 @@ class Scenario:
 
     prepare: command lines given before, in the same folder. steps: whether publishing takes several
     steps, so that a reader may see files of two outputs until the next command. exchange: whether
-    the file system can swap two folders.
+    the file system can swap two folders. imports: what a process has before it is forked.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Scenario:
     cwd: str = "."
     steps: bool = False
     exchange: bool = True
+    imports: tuple[str, ...] = ()
+
+    @property
+    def estimates(self) -> bool:
+        """Whether it makes a Fisher sidecar, for a model that transformers can build."""
+        return self.line[0] == "fisher"
 
 
 OLD = ("linear-merge", "a", "b", "--weights", "1,3", "-o")
@@ -37,6 +44,16 @@ LINEAR = ("linear-merge", "a", "b", *SHARDS, "-o")
 EMA = ("ema-merge", "state", "b", "--decay", "0.9", *SHARDS)
 STATE = ("ema-merge", "a", "b", "--decay", "0.9", "--shard-size", "600", "-o", "state")
 SINGLE = ("x.safetensors", "x.clmerge")
+ESTIMATING = (
+    "mergekit_cl.commands.fisher",
+    "mergekit_cl.estimating.adam",
+    "mergekit_cl.estimating.planning",
+    "mergekit_cl.estimating.run",
+    "mergekit_cl.report.fisher",
+    "fisher.accumulator",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+)
 SCENARIOS = (
     Scenario("a new folder", (*LINEAR, "new/deep/out"), ("new/deep/out",)),
     Scenario(
@@ -74,6 +91,13 @@ SCENARIOS = (
         (("linear-merge", "../a", "../b", "--weights", "1,3", "-o", "."),),
         cwd="merged",
         steps=True,
+    ),
+    Scenario(
+        "a Fisher sidecar",
+        ("fisher", "model", "--data", "rows.jsonl", "--batch-size", "2", "--force"),
+        ("model/clmerge",),
+        (("fisher", "model", "--data", "rows.jsonl", "--batch-size", "2", "--seed", "7"),),
+        imports=ESTIMATING,
     ),
 )
 
@@ -142,12 +166,13 @@ def prepared(scenario: Scenario, folder: Path, forks: Forks) -> Expected:
     """The place of a scenario in a folder, and what its command makes of it undisturbed."""
     place = folder / "place"
     place.mkdir()
+    forks.load(scenario.imports)
     _prepare(place, scenario, forks)
     whole = shutil.copytree(place, folder / "whole")
     ended = forks.run(whole / scenario.cwd, (*scenario.line, "--threads", "1"))
     assert ended.status == 0, ended.err
     for one in (place, whole):
-        if (one / scenario.output[0]).exists():
+        if (one / scenario.output[0]).exists() and not scenario.estimates:
             verified = forks.run(one, ("verify", scenario.output[0]))
             assert verified.status == 0, verified.err
     after = files(whole)
@@ -157,7 +182,10 @@ def prepared(scenario: Scenario, folder: Path, forks: Forks) -> Expected:
 
 def _prepare(place: Path, scenario: Scenario, forks: Forks) -> None:
     """Fill an empty folder with what the command needs: inputs a and b, and what comes before."""
-    for k, name in enumerate("ab"):
+    if scenario.estimates:
+        tiny_llama(place / "model", layers=1)
+        (place / "rows.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
+    for k, name in enumerate("" if scenario.estimates else "ab"):
         model = write_model(place / name, model_tensors(k), CONFIG)
         (model / "tokenizer.json").write_text(f'{{"of": "{name}"}}')
         write_sidecar(model, fisher_like(model_tensors(k), k))

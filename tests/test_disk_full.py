@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks, forking
-from interrupted import SCENARIOS, Expected, prepared
+from forked import Forks
+from interrupted import SCENARIOS, Expected
 from making import linear, merge, model_tensors, write_model
 
 from mergekit_cl.errors import OutputError
 from mergekit_cl.output import target
 
-CHOSEN = [s for s in SCENARIOS if s.name in ("a new folder", "with residuals", "one file in place")]
+CHOSEN = [
+    s
+    for s in SCENARIOS
+    if s.name in ("a new folder", "with residuals", "one file in place", "a Fisher sidecar")
+]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=CHOSEN, ids=lambda scenario: scenario.name)
-def expected(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks
-) -> Expected:
-    return prepared(request.param, tmp_path_factory.mktemp("prepared"), forks)
+each_scenario = pytest.mark.parametrize(
+    "expected", CHOSEN, indirect=True, ids=lambda scenario: scenario.name, scope="module"
+)
 
 
 def fill_the_disk(expected: Expected, forks: Forks, folder: Path, every: int) -> int:
@@ -55,6 +50,7 @@ def fill_the_disk(expected: Expected, forks: Forks, folder: Path, every: int) ->
     return writes
 
 
+@each_scenario
 def test_a_full_disk_is_said_and_continued(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:
@@ -62,6 +58,7 @@ def test_a_full_disk_is_said_and_continued(
 
 
 @pytest.mark.long
+@each_scenario
 def test_a_disk_full_at_every_write_is_said_and_continued(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:

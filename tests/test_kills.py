@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
-from forked import Ended, Forks, forking
-from interrupted import SCENARIOS, Expected, prepared
+from forked import Ended, Forks
+from interrupted import SCENARIOS, Expected
 
 KILLED = -9
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=SCENARIOS, ids=lambda scenario: scenario.name)
-def expected(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks
-) -> Expected:
-    return prepared(request.param, tmp_path_factory.mktemp("prepared"), forks)
+each_scenario = pytest.mark.parametrize(
+    "expected", SCENARIOS, indirect=True, ids=lambda scenario: scenario.name, scope="module"
+)
 
 
 class Trial:
@@ -125,6 +116,7 @@ def kill_before_steps(expected: Expected, forks: Forks, folder: Path, every: int
     return died
 
 
+@each_scenario
 def test_killed_at_random_instants_it_ends_in_the_same_bytes(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:
@@ -132,6 +124,7 @@ def test_killed_at_random_instants_it_ends_in_the_same_bytes(
     kill_at_random_instants(expected, forks, tmp_path, first, hits=3)
 
 
+@each_scenario
 def test_killed_before_a_change_of_a_file_it_ends_in_the_same_bytes(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:
@@ -139,6 +132,7 @@ def test_killed_before_a_change_of_a_file_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.long
+@each_scenario
 def test_killed_at_200_random_instants_it_ends_in_the_same_bytes(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:
@@ -147,6 +141,7 @@ def test_killed_at_200_random_instants_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.long
+@each_scenario
 def test_killed_before_every_change_of_a_file_it_ends_in_the_same_bytes(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from mergekit_cl.estimating.identity import is_same
 from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.place import (
     check_replaceable,
+    clear_staging,
     existing_sidecar,
     open_staging,
     sidecar_files,
@@ -60,6 +61,7 @@ def run_adam(request: FisherRequest) -> FisherOutcome:
         existing = existing_sidecar(target)
         if existing is not None and is_same(existing, described):
             nbytes = existing.checkpoint.nbytes
+            clear_staging(target, described)
             return FisherOutcome(target, "up to date", existing.metadata, (), 0.0, nbytes)
         check_replaceable(target, existing, checkpoint, described["weights_digest"], request)
         check_room(target, checkpoint.nbytes)
@@ -130,7 +132,7 @@ def _identity(
 def _moments_digest(placed: Mapping[str, Moment]) -> str:
     from blake3 import blake3
 
-    from mergekit_cl.block import as_bytes
+    from mergekit_cl.checkpoint.arrays import as_bytes
 
     entries = []
     for name, moment in placed.items():

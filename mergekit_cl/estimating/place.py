@@ -125,6 +125,14 @@ def open_staging(target: Path, identity: dict[str, Any], request: FisherRequest)
     return staging
 
 
+def clear_staging(target: Path, identity: dict[str, Any]) -> None:
+    """Remove what a run that was killed right after it published left beside the sidecar.
+
+    identity: as of `open_staging`, without the size of batches.
+    """
+    Staging(target, side_folder=target.parent).clear({"command": "fisher", **identity})
+
+
 def memory_needed(request: FisherRequest, checkpoint: Checkpoint) -> int:
     """Bytes of weights and float32 sums, and of the base; activations come on top."""
     weights = sum(tensor.numel for tensor in checkpoint.tensors.values())

@@ -19,6 +19,7 @@ from mergekit_cl.estimating.identity import describe_run, is_same
 from mergekit_cl.estimating.keeping import kept_or_discarded
 from mergekit_cl.estimating.place import (
     check_replaceable,
+    clear_staging,
     existing_sidecar,
     open_staging,
     sidecar_files,
@@ -89,6 +90,7 @@ def _lead(request: FisherRequest, among: Company, progress: Start, tell: Tell) -
         existing = existing_sidecar(target)
         if existing is not None and is_same(existing, described):
             among.exchange("up to date")
+            clear_staging(target, described)
             return FisherOutcome(
                 target, "up to date", existing.metadata, (), 0.0, existing.checkpoint.nbytes
             )

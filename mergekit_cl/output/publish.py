@@ -74,10 +74,14 @@ def _sync_both(source: Path, target: Path) -> None:
 def finish_interrupted(target: Path) -> None:
     """Bring back the old output if a replacement in two renames stopped between them."""
     aside = _aside(target)
-    if aside.exists() and not target.exists():
-        aside.rename(target)
-    elif aside.exists():
+    if not aside.exists():
+        return
+    if target.exists():
         shutil.rmtree(aside)
+    else:
+        aside.rename(target)
+    # Before what tells the next command to come here is removed.
+    sync(target.parent)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -99,9 +99,13 @@ class Staging:
         return run
 
     def clear(self, identity: dict[str, Any]) -> None:
-        """Remove what a run of this identity, or nobody's, left after its output was published."""
+        """Remove what a run of this identity, or nobody's, left after its output was published.
+
+        identity: all of it, or what of it is known once the output is there.
+        """
         found = _read_json(self.place / RUN)
-        if not self.place.exists() or (found is not None and found.get("run") != identity):
+        run = identity if found is None else found.get("run") or {}
+        if not self.place.exists() or any(run.get(key) != identity[key] for key in identity):
             return
         with suppress(FileNotFoundError):
             self._lock = lock.lock_folder(self.place)

@@ -1,0 +1,31 @@
+"""What tests of interrupted commands share: the server that forks them, and prepared places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from forked import Forks
+    from interrupted import Expected
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Processes that have imported everything, for the time of a test module."""
+    from forked import forking
+
+    with forking() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks
+) -> Expected:
+    """The prepared place of the scenario that a test is parametrized with."""
+    from interrupted import prepared
+
+    return prepared(request.param, tmp_path_factory.mktemp("prepared"), forks)
