@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fisher.sidecar import STATISTICS, SidecarError, decode_metadata, statistics
-from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_cl.divergence.summary import Parent
 from mergekit_cl.errors import FormatError, InputError, MismatchError
 from mergekit_cl.merge.fisher import Scale
+from mergekit_cl.ties import Ties
 
 Normalize = Literal["trace", "l2", "none"]
 NAMES = ("fisher.safetensors", "fisher.safetensors.index.json")
@@ -20,14 +21,33 @@ NAMES = ("fisher.safetensors", "fisher.safetensors.index.json")
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Stored Fisher values and what is known of them (docs/sidecar.md)."""
+    """Stored Fisher values and what is known of them (docs/sidecar.md).
+
+    names: {name of a tied tensor in a merge: the name it has here}, where they differ.
+    """
 
     checkpoint: Checkpoint
     metadata: dict[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def covered(self) -> list[str]:
+        """The tensors that have a Fisher, by their names in a merge."""
+        called = {own: name for name, own in self.names.items()}
+        return [called.get(own, own) for own in self.checkpoint.tensors]
+
+    def tensor(self, name: str) -> TensorInfo | None:
+        """Where the Fisher of a tensor is, or None."""
+        return self.checkpoint.tensors.get(self.names.get(name, name))
+
+    def described(self, name: str) -> dict[str, Any]:
+        """What the metadata says of a tensor; empty where that is nothing."""
+        found: dict[str, Any] = self.metadata["tensors"].get(self.names.get(name, name), {})
+        return found
 
     def digest(self, name: str) -> str | None:
         """Digest of the weight this tensor's Fisher was taken at."""
-        found: str | None = self.metadata["tensors"].get(name, {}).get("digest")
+        found: str | None = self.described(name).get("digest")
         return found
 
     def reason_missing(self, name: str) -> str:
@@ -121,9 +141,19 @@ def common_tensors(sidecars: Sequence[Sidecar]) -> list[str]:
     """Tensors that every sidecar holds, in the first one's order."""
     return [
         name
-        for name in sidecars[0].checkpoint.tensors
-        if all(name in other.checkpoint.tensors for other in sidecars[1:])
+        for name in sidecars[0].covered
+        if all(other.tensor(name) is not None for other in sidecars[1:])
     ]
+
+
+def under_names_of_merge(sidecar: Sidecar, ties: Ties) -> Sidecar:
+    """The sidecar of a model that stores a tied tensor under another name than the merge does."""
+    names = {}
+    for name in set(ties.canonical.values()) - sidecar.checkpoint.tensors.keys():
+        held = ties.held(sidecar.checkpoint, name)
+        if held is not None:
+            names[name] = held.name
+    return replace(sidecar, names=names) if names else sidecar
 
 
 def complete_statistics(sidecar: Sidecar) -> tuple[Sidecar, bool]:
@@ -141,7 +171,7 @@ def complete_statistics(sidecar: Sidecar) -> tuple[Sidecar, bool]:
         for name in lacking
     }
     metadata = {**sidecar.metadata, "tensors": {**described, **filled}}
-    return Sidecar(sidecar.checkpoint, metadata), True
+    return replace(sidecar, metadata=metadata), True
 
 
 def model_scale(sidecar: Sidecar, names: Iterable[str], normalize: Normalize) -> float:
@@ -184,6 +214,5 @@ def scales(
 
 
 def _sum_and_count(sidecar: Sidecar, names: Iterable[str], key: str) -> tuple[float, int]:
-    described = sidecar.metadata["tensors"]
-    listed = [described[name] for name in names]
+    listed = [sidecar.described(name) for name in names]
     return math.fsum(entry[key] for entry in listed), sum(entry["count"] for entry in listed)

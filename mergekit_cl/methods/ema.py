@@ -11,7 +11,7 @@ from mergekit_cl.errors import OptionError
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.merge.ema import decay_of_half_life, decays, ema_update
 from mergekit_cl.merge.formula import PairMean
-from mergekit_cl.methods.linear import first_operands, report_operands
+from mergekit_cl.methods.linear import by_names_of_merge, first_operands, report_operands
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Ingredients, Operand
 from mergekit_cl.sidecar import Sidecar
@@ -35,6 +35,7 @@ def ema_method(
             detail="neither is given" if decay is None else "both are given",
             hint="--decay 0.999, or --half-life 700 (in updates)",
         )
+    sidecars = by_names_of_merge(sidecars, checkpoints)
     constant = decay if decay is not None else decay_of_half_life(half_life or 0.0)
     before = recorded_updates(read_manifest(checkpoints[0].side_folder))
     each = decays(constant, len(checkpoints) - 1, warmup=warmup, updates=before)

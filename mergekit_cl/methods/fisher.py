@@ -21,6 +21,7 @@ from mergekit_cl.sidecar import (
     check_comparable,
     complete_statistics,
     scales,
+    under_names_of_merge,
 )
 from mergekit_cl.ties import find_ties
 
@@ -57,9 +58,9 @@ def fisher_method(
         raise OptionError("falling back to the base needs one", hint="add --base PATH")
     if not allow_mixed:
         check_comparable(sidecars)
-    full, notes = with_sums(sidecars)
-    per_tensor = scales(full, resolved, normalize, floor)
     ties = find_ties(checkpoints)
+    full, notes = with_sums([under_names_of_merge(sidecar, ties) for sidecar in sidecars])
+    per_tensor = scales(full, resolved, normalize, floor)
     merged = [
         name
         for name, tensor in checkpoints[0].tensors.items()
@@ -127,7 +128,7 @@ def _missing(
             f"{name}: {s.reason_missing(name)} in {s.checkpoint.path}"
             for name in others
             for s in sidecars
-            if name not in s.checkpoint.tensors
+            if s.tensor(name) is None
         ]
         raise MismatchError(
             f"{len(others)} tensors have no Fisher",
@@ -141,7 +142,7 @@ def _missing(
 
 def _is_buffer(name: str, sidecars: Sequence[Sidecar]) -> bool:
     return all(
-        name in sidecar.checkpoint.tensors or sidecar.reason_missing(name) == "buffer"
+        sidecar.tensor(name) is not None or sidecar.reason_missing(name) == "buffer"
         for sidecar in sidecars
     )
 

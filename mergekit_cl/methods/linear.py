@@ -13,7 +13,8 @@ from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
 from mergekit_cl.methods.method import Method, resolve_weights
 from mergekit_cl.plan import Ingredients, Operand, float32_for
-from mergekit_cl.sidecar import Sidecar
+from mergekit_cl.sidecar import Sidecar, under_names_of_merge
+from mergekit_cl.ties import find_ties
 
 
 def linear_method(
@@ -31,6 +32,7 @@ def linear_method(
     for the report.
     """
     resolved = resolve_weights(weights, len(checkpoints), normalize=normalize)
+    sidecars = by_names_of_merge(sidecars, checkpoints)
 
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)
@@ -55,6 +57,16 @@ def linear_method(
     )
 
 
+def by_names_of_merge(
+    sidecars: Sequence[Sidecar | None], checkpoints: Sequence[Checkpoint]
+) -> list[Sidecar | None]:
+    """The sidecars, where an input calls a tied tensor otherwise than the merge does as well."""
+    if not any(sidecars):
+        return list(sidecars)
+    ties = find_ties(checkpoints)
+    return [None if one is None else under_names_of_merge(one, ties) for one in sidecars]
+
+
 def report_operands(
     name: str, inputs: int, sidecars: Sequence[Sidecar | None]
 ) -> tuple[tuple[Operand, ...], tuple[int | None, ...]]:
@@ -62,11 +74,12 @@ def report_operands(
     more: list[Operand] = []
     places: list[int | None] = []
     for sidecar in sidecars:
-        if sidecar is None or name not in sidecar.checkpoint.tensors:
+        tensor = None if sidecar is None else sidecar.tensor(name)
+        if sidecar is None or tensor is None:
             places.append(None)
         else:
             places.append(inputs + len(more))
-            more.append(Operand(sidecar.checkpoint, sidecar.checkpoint.tensors[name]))
+            more.append(Operand(sidecar.checkpoint, tensor))
     return tuple(more), tuple(places)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.commands.checkpoints import sidecar
@@ -107,6 +108,48 @@ def test_the_fisher_of_a_tied_head_is_its_embeddings(here: Path) -> None:
     assert clmerge("fisher-merge", "a-all", "b-all", "-o", "twice").code == 0
     files = [Path(folder, "model.safetensors").read_bytes() for folder in ("once", "twice")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("command", ["fisher-merge", "linear-merge"])
+@pytest.mark.parametrize("head_alone", ["a", "b", "ab"])
+def test_the_fisher_of_an_input_that_holds_only_its_head_is_found(
+    here: Path, command: str, head_alone: str
+) -> None:
+    for folder, seed in (("a", 1), ("b", 2)):
+        tied_llama(here / folder, seed)
+        sidecar(here / folder, seed)
+        by_head(here / folder, here / f"{folder}-head")
+    inputs = [f"{name}-head" if name in head_alone else name for name in "ab"]
+    assert clmerge(command, "a", "b", "--weights", "1,3", "-o", "usual").code == 0
+    found = clmerge(command, *inputs, "--weights", "1,3", "-o", "found")
+    assert found.code == 0, found
+    usual, other = (load_file(here / name / "model.safetensors") for name in ("usual", "found"))
+    stays = HEAD if "a" in head_alone else EMBEDDING
+    usual[stays] = usual.pop(EMBEDDING)
+    assert usual.keys() == other.keys()
+    assert all(torch.equal(usual[name], other[name]) for name in usual)
+    one, two = (
+        json.loads((here / name / "clmerge/divergence.json").read_bytes())["model_by_parent"]
+        for name in ("usual", "found")
+    )
+    assert [p["fisher_share"] for p in two] == [1.0, 1.0]
+    for expected, parent in zip(one, two, strict=True):
+        assert parent["predicted_kl"] == pytest.approx(expected["predicted_kl"], rel=1e-12)
+
+
+def by_head(model: Path, target: Path) -> None:
+    """The model and its sidecar with the tied tensor under the head's name."""
+    shutil.copytree(model, target)
+    for file in (target / "model.safetensors", target / "clmerge/fisher.safetensors"):
+        stored = load_file(file)
+        with safe_open(file, "pt") as opened:
+            said = opened.metadata()
+        stored[HEAD] = stored.pop(EMBEDDING)
+        if "clmerge.fisher" in said:
+            described = json.loads(said["clmerge.fisher"])
+            described["tensors"][HEAD] = described["tensors"].pop(EMBEDDING)
+            said["clmerge.fisher"] = json.dumps(described)
+        save_file(stored, file, metadata=said)
 
 
 def test_a_head_that_is_not_its_embedding_is_no_tied_one(here: Path) -> None:
