@@ -54,11 +54,8 @@ def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
             )
 
 
-def check_continued(folder: RunFolder, output: Path, names: set[str], base: str | None) -> None:
-    """Raise where the tasks `names` cannot go on from a run.
-
-    base: digest of the weights that an adapter is trained on; None for a whole fine-tune.
-    """
+def check_continued(folder: RunFolder, output: Path, names: set[str]) -> None:
+    """Raise OptionError where the tasks `names` cannot go on from a run, in the folder `output`."""
     record = folder.read_record()
     if record is None or record["state"] != "finished":
         raise OptionError(
@@ -79,7 +76,11 @@ def check_continued(folder: RunFolder, output: Path, names: set[str], base: str 
             detail=f"{folder.root}: {again[0]}",
             hint="give new rows a name of their own",
         )
-    if base is not None and _read(folder)["base"] != base:
+
+
+def check_same_base(folder: RunFolder, base: str) -> None:
+    """Raise MismatchError where an earlier run's adapter belongs to other weights than `base`."""
+    if _read(folder)["base"] != base:
         raise MismatchError(
             "the earlier run's adapter was trained on another model",
             detail=f"{folder.root}: weights {_read(folder)['base'][:16]}, not {base[:16]}",

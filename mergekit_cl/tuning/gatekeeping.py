@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.decide.gate import Decision
 from mergekit_cl.digest import bytes_digest
 from mergekit_cl.gating.document import document
-from mergekit_cl.gating.gate import Judged, judge
+from mergekit_cl.gating.gate import Verdict, judge
 from mergekit_cl.gating.losses import Measured, Model
 from mergekit_cl.gating.rowsfile import write_rows
 from mergekit_cl.gating.run import Outcome, Rule, decide_measured
@@ -64,8 +65,8 @@ def measure_anchor(session: Session) -> dict[str, RowLosses]:
         return losses
 
 
-def look(session: Session, live: Live, *, last: bool) -> str:
-    """Judge the update so far; gives "accept", "reject" or "inconclusive".
+def look(session: Session, live: Live, *, last: bool) -> tuple[Decision, bool]:
+    """Judge the update so far; gives the decision and whether the update was taken back.
 
     last: at the end of the task. A rejection brings everything back to the last accepted state, by
     the way a run is resumed; what is inconclusive stays, unless the config says to drop it.
@@ -90,10 +91,10 @@ def look(session: Session, live: Live, *, last: bool) -> str:
         text = json.dumps(said, indent=2, sort_keys=True, allow_nan=False)
         write_durably(session.folder.verdicts / f"{name}.json", f"{text}\n".encode())
         write_rows(session.folder.verdicts / f"{name}.rows.jsonl", measured)
-    if dropped or found.decision == "reject":
-        _take_back(session, live, found.judged)
-        return "reject"
-    return str(found.decision)
+    back = dropped or found.decision == "reject"
+    if back:
+        _take_back(session, live, found)
+    return found.decision, back
 
 
 def _measure(session: Session, live: Live) -> Measured:
@@ -163,14 +164,15 @@ def _brief(said: Mapping[str, Any]) -> dict[str, Any]:
     return {"decision": said["decision"], "look": said["look"], "comparisons": comparisons}
 
 
-def _take_back(session: Session, live: Live, judged: tuple[Judged, ...]) -> None:
+def _take_back(session: Session, live: Live, verdict: Verdict) -> None:
     """Return to the last accepted state."""
     before = live.position.steps
     session.engine.wait()
     load_state(session.folder.state, live, generation="accepted", rollback=True)
     session.write(live, "rollback", rejected=before)
-    worst = max(judged, key=lambda one: one.comparison.delta)
+    worst = max(verdict.judged, key=lambda one: one.comparison.delta)
+    what = "rejected" if verdict.decision == "reject" else "dropped as inconclusive"
     session.tell(
-        f"rejected: {worst.suite} loses {worst.comparison.delta:.4f} nats per token against the "
+        f"{what}: {worst.suite} loses {worst.comparison.delta:.4f} nats per token against the "
         f"{worst.against}; back to step {live.position.steps}"
     )

@@ -16,7 +16,13 @@ from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.report.progress import Start, no_progress
 from mergekit_cl.tuning.beginning import begin, go_on
-from mergekit_cl.tuning.earlier import check_continued, check_inputs, describe_inputs, write_inputs
+from mergekit_cl.tuning.earlier import (
+    check_continued,
+    check_inputs,
+    check_same_base,
+    describe_inputs,
+    write_inputs,
+)
 from mergekit_cl.tuning.engine import Engine, check_trackers, engine
 from mergekit_cl.tuning.gatekeeping import measure_anchor
 from mergekit_cl.tuning.live import Live
@@ -80,16 +86,24 @@ def train(
             check_same_config(folder, config)
             if (done := finished(folder)) is not None:
                 return done
+        if before is not None:
+            check_continued(before, folder.root, {task.name for task in config.task})
         checkpoint = stack.enter_context(open_checkpoint(config.model))
         prepared = prepare(config, checkpoint, before)
-        _check_earlier(config, folder, before, prepared, resume=resume is not None)
+        if resume is not None:
+            check_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
+        if before is not None and prepared.tuned.adapted:
+            check_same_base(before, prepared.base)
         check_disk(config, prepared, checkpoint, folder.root)
         caught = stack.enter_context(deferred_interrupts())
         among = stack.enter_context(engine(config, folder.root))
         among.prepare(prepared.tuned.module)
+        live = begin(config, prepared)
+        if before is not None:
+            load_state(before.state, live)
+            go_on(live, prepared.judged, anew=config)
         stack.enter_context(_place(folder, config, prepared, among, resume is not None, force))
         among.begin_tracking(config.model_dump(mode="json", by_alias=True))
-        live = begin(config, prepared)
         session = Session(
             config=config,
             engine=among,
@@ -108,10 +122,10 @@ def train(
             tell=tell,
             caught=caught,
         )
-        return _run(session, live, before)
+        return _run(session, live)
 
 
-def _run(session: Session, live: Live, before: RunFolder | None) -> Outcome:
+def _run(session: Session, live: Live) -> Outcome:
     """The whole run from where its state is, or from the beginning."""
     state = session.folder.state
     try:
@@ -120,9 +134,6 @@ def _run(session: Session, live: Live, before: RunFolder | None) -> Outcome:
             go_on(live, session.judged)
         else:
             session.log.cut(0)
-            if before is not None:
-                load_state(before.state, live)
-                go_on(live, session.judged, anew=session.config)
             live.record.anchor = measure_anchor(session)
             measure(session, live, after=None)
         while live.position.task < len(session.tasks):
@@ -185,23 +196,6 @@ def _decision(live: Live) -> str | None:
 
 def _strength(config: Config) -> float:
     return 0.0 if config.ewc is None else float(config.ewc.strength)
-
-
-def _check_earlier(
-    config: Config,
-    folder: RunFolder,
-    before: RunFolder | None,
-    prepared: Prepared,
-    *,
-    resume: bool,
-) -> None:
-    """Raise where a run cannot go on, or tasks cannot build on another."""
-    if resume:
-        check_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
-    if before is not None:
-        names = {task.name for task in prepared.tasks}
-        base = prepared.base if prepared.tuned.adapted else None
-        check_continued(before, folder.root, names, base)
 
 
 @contextmanager

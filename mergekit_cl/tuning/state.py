@@ -55,6 +55,8 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
         before = pointer(folder)
         name = f"{max((int(one) for one in before.values()), default=0) + 1:08d}"
         _write(folder / FRESH, tensors, live, lines, folder / before.get("current", FRESH))
+        if (folder / name).exists():  # written by a process that died before it said so
+            shutil.rmtree(folder / name)
         (folder / FRESH).rename(folder / name)
         sync(folder)
         now = {"current": name, "accepted": name if accepted else before.get("accepted", name)}

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 
 from mergekit_cl.continual.mixing import Realised
+from mergekit_cl.decide.gate import Decision
 from mergekit_cl.manifest import write_json
 from mergekit_cl.training.encode import EncodedRow
 from mergekit_cl.training.loss import accuracy, mean_loss
@@ -40,16 +41,17 @@ def run_task(session: Session, live: Live) -> None:
         session.tell(f"{reached.share:.1%} of the Fisher of earlier tasks is held back")
     advance = session.progress(f"train {task.name}", steps * config.batch.rows, "rows")
     advance(live.position.step * config.batch.rows)
-    decision = None
-    while live.position.step < steps:
+    decision: Decision | None = None
+    back = False
+    while live.position.step < steps and not back:
         began, decision = time.perf_counter(), None
         stepped = take_step(config, session.engine, live, mixture, penalty, steps)
         _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
         if config.gate is not None and _is_look(live.position.step, config.gate.every, steps):
-            decision = look(session, live, last=live.position.step == steps)
-        if decision == "reject":
-            break
+            decision, back = look(session, live, last=live.position.step == steps)
+        if back:  # nothing is saved before the task is over: a run resumed here would try it again
+            continue
         if decision == "accept" and live.position.step < steps:
             session.save(live, accepted=True)
         elif live.position.step % config.save_every == 0:
@@ -85,6 +87,10 @@ def measure(session: Session, live: Live, *, after: str | None) -> None:
         found = evaluate(
             session.engine, live, session.suites, session.rows("evaluate", session.suites)
         )
+    if after is None and live.record.measured:
+        # A run that builds on another: what its last model knows of the new tasks was missing.
+        last = live.record.measured.pop()
+        found, after = {**found, **last.losses}, last.after
     live.record.measured.append(Measured(after, found))
     live.record.revision += 1
     row = {}
