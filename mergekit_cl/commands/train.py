@@ -71,7 +71,7 @@ def command(
 
     read = _config(config, sets, resume, output)
     if dry_run:
-        return _plan(streams, read)
+        return _plan(streams, read, earlier)
     with streams.progress() as start:
         outcome = train(
             read,
@@ -119,13 +119,13 @@ def _config(
     return read_config(config, sets, output if resume is None else resume)
 
 
-def _plan(streams: Streams, config: Config) -> int:
+def _plan(streams: Streams, config: Config, earlier: Path | None) -> int:
     if streams.silent:  # the first process alone looks
         return 0
     from mergekit_cl.report.train_plan import print_plan
     from mergekit_cl.tuning.plan import plan_training
 
-    plan = plan_training(config, streams.say)
+    plan = plan_training(config, streams.say, earlier)
     streams.document(plan)
     if not streams.json:
         print_plan(plan)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.report.amounts import duration, number, size
-from mergekit_cl.report.forgetting import sentences
+from mergekit_cl.report.forgetting import SCORES, sentences
+from mergekit_cl.report.html.run_page import NAME as PAGE
 from mergekit_cl.report.text import columns, log_line, shown
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def run_document(outcome: Outcome) -> dict[str, Any]:
         "run": str(outcome.run),
         "model": str(outcome.model),
         "decision": outcome.decision,
+        "alarms": outcome.alarms,
         "matrix": outcome.matrix,
         "seconds": outcome.seconds,
         "peak_memory_bytes": outcome.peak_memory,
@@ -39,13 +41,18 @@ def run_lines(outcome: Outcome) -> Iterator[str]:
     """The task matrix, the gate, what was forgotten, where the model is, what to type next."""
     if outcome.state == "up to date":
         yield f"up to date: {shown(outcome.run)} is finished; --continue adds tasks to it"
-    for score, matrix in outcome.matrix.items():
-        yield f"{score} of each task's held-out rows ({_UNITS.get(score, '')})"
-        yield from matrix_lines(matrix)
+    for score in SCORES:
+        if matrix := outcome.matrix.get(score):
+            yield f"{score} of each task's held-out rows, {_UNITS[score]}"
+            yield from matrix_lines(matrix)
     yield from sentences(outcome.matrix)
     if outcome.decision is not None:
         yield f"gate: {_DECISIONS[outcome.decision]}; {shown(outcome.run / 'verdicts')} has why"
+    if outcome.alarms:
+        yield f"drift: {outcome.alarms} alarm{'s' if outcome.alarms > 1 else ''} in the new rows"
     yield f"model: {shown(outcome.model)}"
+    if (outcome.run / PAGE).is_file():
+        yield f"report: {shown(outcome.run / PAGE)}"
     yield f"next: {next_command(outcome)}"
     peak = "" if outcome.peak_memory is None else f", peak memory {size(outcome.peak_memory)}"
     yield f"{duration(outcome.seconds)}{peak}"

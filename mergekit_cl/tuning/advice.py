@@ -20,7 +20,8 @@ class Facts:
     steps: of each task. validation: rows of each task, and of each suite, by name. classes: labels
     of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many.
     calibrations: measured over predicted loss of each sidecar, None where it has none. largest:
-    the greatest entry of any sidecar. stored: dtypes of the model's file.
+    the greatest entry of any sidecar. stored: dtypes of the model's file. goes_on: whether the run
+    comes after another one's tasks.
     """
 
     steps: tuple[int, ...]
@@ -31,6 +32,7 @@ class Facts:
     calibrations: tuple[float | None, ...] = ()
     largest: float = 0.0
     stored: frozenset[str] = frozenset()
+    goes_on: bool = False
 
 
 def advice(config: Config, facts: Facts) -> list[str]:
@@ -44,10 +46,6 @@ def advice(config: Config, facts: Facts) -> list[str]:
     ]
 
 
-def _several(config: Config) -> bool:
-    return len(config.task) > 1
-
-
 def _forgetting(config: Config, facts: Facts) -> Iterator[str]:
     classes = [one for one in facts.classes if one]
     apart = len(classes) > 1 and not frozenset.intersection(*classes)
@@ -57,7 +55,7 @@ def _forgetting(config: Config, facts: Facts) -> Iterator[str]:
             "model that never sees the old classes stops naming them; add [replay]"
         )
     held = (config.ewc, config.replay, config.gate)
-    if _several(config) and not apart and not any(held):
+    if (facts.goes_on or len(config.task) > 1) and not apart and not any(held):
         yield "nothing holds forgetting back: add [ewc], [replay] or [gate]"
     if lacking := [task.name for task in config.task if not facts.validation.get(task.name)]:
         yield (
@@ -70,7 +68,7 @@ def _ewc(config: Config, facts: Facts) -> Iterator[str]:
     ewc = config.ewc
     if ewc is None:
         return
-    if not protects(config):
+    if not protects(config, goes_on=facts.goes_on):
         yield (
             "[ewc] protects nothing in this run: it has one task and no sidecar of an earlier one; "
             "give ewc.sidecars and ewc.anchors, or --continue an earlier run"
@@ -105,7 +103,7 @@ def _replay(config: Config, facts: Facts) -> Iterator[str]:
     replay = config.replay
     if replay is None:
         return
-    later = sum(facts.steps[0 if replay.buffer else 1 :])
+    later = sum(facts.steps[0 if replay.buffer or facts.goes_on else 1 :])
     often = later * config.batch.rows * replay.ratio / replay.rows
     if often > OFTEN:
         yield (

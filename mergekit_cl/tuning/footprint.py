@@ -44,16 +44,16 @@ class Footprint:
         return {**asdict(self), "total": self.total}
 
 
-def footprint(config: Config, counts: Counts) -> Footprint:
+def footprint(config: Config, counts: Counts, *, goes_on: bool = False) -> Footprint:
     """What a run of this config holds.
 
     An adapter's own weights come on top of the model's. The first task has no protection, so a
     single task without sidecars has neither Fisher nor anchor. One pair stands for all earlier
-    tasks, however many there are.
+    tasks, however many there are. goes_on: the run comes after another one's tasks.
     """
     adapter = counts.trained if config.lora is not None else 0
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
-    held = counts.protected if protects(config) else 0
+    held = counts.protected if protects(config, goes_on=goes_on) else 0
     return Footprint(
         weights=SINGLE * (counts.whole + adapter),
         gradients=SINGLE * counts.trained,
@@ -64,6 +64,8 @@ def footprint(config: Config, counts: Counts) -> Footprint:
     )
 
 
-def protects(config: Config) -> bool:
+def protects(config: Config, *, goes_on: bool = False) -> bool:
     """Whether any task of a run is held back by EWC."""
-    return config.ewc is not None and (len(config.task) > 1 or bool(config.ewc.sidecars))
+    if config.ewc is None:
+        return False
+    return goes_on or len(config.task) > 1 or bool(config.ewc.sidecars)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
@@ -12,13 +14,15 @@ from mergekit_cl.memory import available_bytes
 from mergekit_cl.report.amounts import size
 from mergekit_cl.sidecar import open_sidecar
 from mergekit_cl.training.architecture import Task as Kind
-from mergekit_cl.training.data import read_rows
 from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
 from mergekit_cl.tuning.advice import Facts, advice
 from mergekit_cl.tuning.counting import count_weights
+from mergekit_cl.tuning.earlier import judged_before
 from mergekit_cl.tuning.footprint import Footprint, footprint
+from mergekit_cl.tuning.preparing import gate_suites
+from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config, Gate
 from mergekit_cl.tuning.spread import measure_spread
@@ -28,12 +32,17 @@ STATES = 3
 """On the disk at once: the current one, the one a rejection goes back to, the one being written."""
 
 
-def plan_training(config: Config, tell: Callable[[str], None]) -> dict[str, Any]:
+def plan_training(
+    config: Config, tell: Callable[[str], None], earlier: Path | None = None
+) -> dict[str, Any]:
     """The plan as one JSON document (docs/commands.md, "JSON on stdout").
 
     Reads all rows and the model's headers; with a gate the model's loss is measured on a few rows,
-    where there is memory for it. Refuses what the run would.
+    where there is memory for it. earlier: the run whose tasks these come after. Refuses what the
+    run would.
     """
+    before = {} if earlier is None else judged_before(RunFolder(earlier))
+    others = {**before, **gate_suites(config)}
     with open_checkpoint(config.model) as checkpoint:
         kind = architecture_of(checkpoint).task
         reader = Reader(
@@ -43,25 +52,25 @@ def plan_training(config: Config, tell: Callable[[str], None]) -> dict[str, Any]
             config.batch.max_length,
             config.batch.completion_only,
         )
-        tasks = read_tasks(config, reader, held_out=())
-        suites = _suites(config)
+        held_out = {row.id for rows in others.values() for row in rows}
+        tasks = read_tasks(config, reader, held_out)
         counts = count_weights(config, checkpoint)
-        held = footprint(config, counts)
+        held = footprint(config, counts, goes_on=earlier is not None)
         steps = tuple(
             steps_of(settings, len(task.encoded), config.batch.rows)
             for settings, task in zip(config.task, tasks, strict=True)
         )
-        evaluated = {task.name: len(task.validation) for task in tasks if task.validation}
-        evaluated |= {name: len(rows) for name, rows in suites.items()}
+        judged = {task.name: tuple(task.validation.values()) for task in tasks if task.validation}
+        measured = {name: len(rows) for name, rows in (before | judged).items()}
+        evaluated = measured | {name: len(rows) for name, rows in others.items()}
         gate = None
         if config.gate is not None:
-            sample = next((t.validation for t in tasks if t.validation), None) or next(
-                iter(suites.values()), {}
-            )
+            sample = next(iter((judged | others).values()), ())
             fits = held.weights < (available_bytes() or held.weights + 1)
             spread = _spread(config, checkpoint, sample, tell) if fits else None
             gate = _gate(config.gate, evaluated, steps, spread)
-        warnings = advice(config, _facts(config, checkpoint, kind, tasks, steps, evaluated))
+        facts = _facts(config, checkpoint, kind, tasks, steps, evaluated)
+        warnings = advice(config, replace(facts, goes_on=earlier is not None))
     return {
         "command": "train",
         "model": config.model,
@@ -72,7 +81,7 @@ def plan_training(config: Config, tell: Callable[[str], None]) -> dict[str, Any]
         "tasks": [_task(task, count, config) for task, count in zip(tasks, steps, strict=True)],
         "steps": sum(steps),
         "buffer_rows": _buffer(config, tasks),
-        "evaluation": {"rows": evaluated, "times": len(tasks) + 1},
+        "evaluation": {"rows": measured, "times": len(tasks) + 1},
         "gate": gate,
         "warnings": [*warnings, *_lacking(held)],
     }
@@ -91,17 +100,8 @@ def _task(task: TaskRows, steps: int, config: Config) -> dict[str, Any]:
     }
 
 
-def _suites(config: Config) -> dict[str, dict[str, Row]]:
-    if config.gate is None:
-        return {}
-    return {
-        name: {row.id: row for row in read_rows(paths)}
-        for name, paths in config.gate.suites.items()
-    }
-
-
 def _spread(
-    config: Config, checkpoint: Checkpoint, sample: Mapping[str, Row], tell: Callable[[str], None]
+    config: Config, checkpoint: Checkpoint, sample: Sequence[Row], tell: Callable[[str], None]
 ) -> float | None:
     if len(sample) < 2:
         return None

@@ -66,7 +66,7 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
         tuned.tokenizer, built.kind, tuned.config, batch.max_length, batch.completion_only
     )
     before = {} if earlier is None else judged_before(earlier)
-    extra = _suites(config)
+    extra = gate_suites(config)
     held_out = {row.id for rows in (*before.values(), *extra.values()) for row in rows}
     tasks = read_tasks(config, reader, held_out)
     judged = before | {t.name: tuple(t.validation.values()) for t in tasks if t.validation}
@@ -122,7 +122,7 @@ def _protection(config: Config, built: BuiltModel) -> Protection | None:
         return protection_from_sidecars(built, earlier, mode=settings.mode, gamma=settings.gamma)
 
 
-def _suites(config: Config) -> Judged:
+def gate_suites(config: Config) -> Judged:
     """The gate's own suites, each row once."""
     if config.gate is None:
         return {}

@@ -14,6 +14,7 @@ from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
+from mergekit_cl.report.html.run_page import write_run_page
 from mergekit_cl.report.progress import Start, no_progress
 from mergekit_cl.tuning.beginning import begin, go_on
 from mergekit_cl.tuning.earlier import (
@@ -154,6 +155,7 @@ def _run(session: Session, live: Live) -> Outcome:
         peak_memory=peak_memory_bytes(),
     )
     if session.engine.leads:
+        write_run_page(session.folder.root, outcome.decision)
         end_run(session.folder, _record(outcome))
     return outcome
 

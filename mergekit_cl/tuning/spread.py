@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mergekit_cl.tuning.schema import Config
 ROWS = 32
 
 
-def measure_spread(config: Config, checkpoint: Checkpoint, rows: Mapping[str, Row]) -> float | None:
+def measure_spread(config: Config, checkpoint: Checkpoint, rows: Sequence[Row]) -> float | None:
     """Standard deviation of rows' losses, in nats per token, of the model as it is.
 
     On up to 32 of the rows, chosen by their content. Longer rows count more, as they do in the
@@ -25,7 +25,7 @@ def measure_spread(config: Config, checkpoint: Checkpoint, rows: Mapping[str, Ro
     """
     losses, _ = measure_losses(
         checkpoint,
-        choose(rows.values(), ROWS, config.seed).rows,
+        choose(rows, ROWS, config.seed).rows,
         max_length=config.batch.max_length,
         device="cpu",
         like=None,

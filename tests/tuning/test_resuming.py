@@ -27,7 +27,8 @@ EVERYTHING: dict[str, Any] = {
     "replay": {"rows": 20, "ratio": 0.3},
     "ema": {"half_life": 3.0},
 }
-DIFFER = ("manifest.json", "run.json", "times.jsonl", "config.yaml", "lock")
+# Seconds, and the folder's own name.
+DIFFER = ("manifest.json", "run.json", "times.jsonl", "config.yaml", "report.html", "lock")
 
 
 def whole_model(root: Path, output: str) -> Any:

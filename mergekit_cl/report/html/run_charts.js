@@ -3,7 +3,7 @@
 const NAMED = 24; // letters of a name on an axis
 const paint = (k) => PARENT_COLOURS[k % PARENT_COLOURS.length];
 const axis = (title, more = {}) => ({
-  gridcolor: colour("--line"), zeroline: false, fixedrange: true, automargin: true, title: { text: title }, ...more,
+  gridcolor: colour("--line"), zeroline: false, fixedrange: true, automargin: true, title: { text: title, standoff: 8 }, ...more,
 });
 const frame = (more) => theme({
   height: theme().font.size * 27, margin: { l: 60, r: 15, t: 25, b: 50 }, showlegend: true,
@@ -61,7 +61,7 @@ const stride = (event, place, height, width, tell) => {
 };
 
 const drawCurves = (score, place) => {
-  const { tasks, steps, entries } = data.scores[score];
+  const { tasks, steps, entries } = data.curves[score];
   const traces = tasks.flatMap((task, c) => {
     const known = steps.map((x, k) => [x, entries[k][c]]).filter(([, one]) => one !== null);
     const x = known.map(([at]) => at);
@@ -76,6 +76,6 @@ const drawCurves = (score, place) => {
       line: { color: paint(c) }, text: known.map(([, one]) => within(one)), hovertemplate: "step %{x}: %{text}<extra>%{fullData.name}</extra>",
     }];
   });
-  const layout = frame({ xaxis: axis("optimizer steps"), yaxis: axis(UNITS[score]), shapes: borders(), annotations: began() });
+  const layout = frame({ xaxis: axis("optimizer steps taken"), yaxis: axis(UNITS[score]), shapes: borders(), annotations: began() });
   Plotly.react(place, traces, layout, CONFIG);
 };

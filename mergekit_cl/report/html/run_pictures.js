@@ -22,9 +22,9 @@ for (const score of scores) byId("score").append(element("option", score));
 reveal("score-controls", scores.length > 1);
 byId("score").addEventListener("change", drawScores);
 if (data.drift) {
-  const { alarms, detector } = data.drift;
+  const { alarms } = data.drift;
   byId("drift-note").textContent =
-    `${detector} on the loss of new rows before they are learned, in units of its stable period; ` +
+    "The detector's statistic of the loss of new rows before they are learned, and its threshold; " +
     (alarms.length ? `${alarms.length} alarm${alarms.length > 1 ? "s" : ""}, the first at step ${alarms[0]}.` : "no alarm.");
 }
 byId("losses-note").textContent = data.training.every > 1

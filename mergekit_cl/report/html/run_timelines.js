@@ -18,7 +18,7 @@ const drawGate = (place) => {
   const lines = margins.map((margin) => ({
     type: "line", xref: "paper", x0: 0, x1: 1, y0: margin, y1: margin, line: { color: colour("--bad"), width: 2, dash: "dash" },
   }));
-  const layout = frame({ xaxis: axis("optimizer steps"), yaxis: axis("nats per token worse"), shapes: [...borders(), ...lines], annotations: began() });
+  const layout = frame({ xaxis: axis("optimizer steps taken"), yaxis: axis("nats per token worse"), shapes: [...borders(), ...lines], annotations: began() });
   Plotly.react(place, traces, layout, CONFIG);
 };
 
@@ -32,7 +32,7 @@ const drawDrift = (place) => {
   const line = threshold === null ? [] : [{
     type: "line", xref: "paper", x0: 0, x1: 1, y0: threshold, y1: threshold, line: { color: colour("--bad"), width: 2, dash: "dash" },
   }];
-  const layout = frame({ xaxis: axis("optimizer steps"), yaxis: axis("statistic", { rangemode: "tozero" }), shapes: [...borders(), ...line], annotations: began() });
+  const layout = frame({ xaxis: axis("optimizer steps taken"), yaxis: axis("statistic", { rangemode: "tozero" }), shapes: [...borders(), ...line], annotations: began() });
   Plotly.react(place, traces, layout, CONFIG);
 };
 
@@ -52,6 +52,6 @@ const drawLosses = (place) => {
     { type: "scatter", mode: "lines", x: steps, y: values, opacity: 0.3, line: { color: paint(k), width: 1 }, showlegend: false, hoverinfo: "skip" },
     { type: "scatter", mode: "lines", name, x: steps, y: smooth(values), line: { color: paint(k) } },
   ]);
-  const layout = frame({ xaxis: axis("optimizer steps"), yaxis: axis("nats per token"), shapes: borders(), annotations: began() });
+  const layout = frame({ xaxis: axis("optimizer steps taken"), yaxis: axis("nats per token"), shapes: borders(), annotations: began() });
   Plotly.react(place, traces, layout, CONFIG);
 };

@@ -4,6 +4,7 @@
 const data = JSON.parse(byId("data").textContent);
 const scores = Object.keys(data.scores);
 const UNITS = { loss: "nats per token, lower is better", accuracy: "share of rows, higher is better" };
+const FEW = 20; // comparisons that are listed without being asked for
 const BADGES = { accept: ["accepted", "good"], reject: ["rejected", "bad"], inconclusive: ["inconclusive", "bad"] };
 
 const within = (one) =>
@@ -38,6 +39,7 @@ const showComparisons = () => {
   byId("gate").hidden = !data.gate.length;
   if (!data.gate.length) return;
   const heads = ["step", "suite", "against", "rows", "delta, nats per token", "interval", "margin", "power", "decision"];
+  byId("looks").open = data.gate.length <= FEW;
   const table = byId("comparisons");
   table.append(row(heads.map((word) => element("th", word))));
   for (const one of data.gate) {
@@ -53,4 +55,4 @@ const showComparisons = () => {
 
 showSummary();
 showComparisons();
-byId("config-text").textContent = data.config;
+byId("config-text").textContent = data.config.join("\n");
