@@ -79,10 +79,11 @@ def cut_statistic(
     spread = 1.0 / older + 1.0 / (total - older)
     slope = 2.0 / 3.0 * spread
     root = np.sqrt(2.0 * spread * variance)
-    # eps = root y + slope y^2 for y = sqrt(ln(2/d')), in the form that does not cancel.
-    solved = 2.0 * difference / (root + np.sqrt(root**2 + 4.0 * slope * difference))
-    logarithm: NDArray[np.float64] = np.where(difference > 0, solved, 0.0) ** 2
-    return logarithm - log(log(total))
+    # eps = root y + slope y^2 for y = sqrt(ln(2/d')), in the form that does not cancel. Below the
+    # fraction there is 0 where the window is constant, and above it too.
+    below = root + np.sqrt(root**2 + 4.0 * slope * difference)
+    solved: NDArray[np.float64] = 2.0 * difference / np.where(below > 0, below, 1.0)
+    return solved**2 - log(log(total))
 
 
 def adwin_path(
