@@ -28,6 +28,7 @@ class Package:
     licence: str
     sha256: str
     source: bool = False
+    platform: str = "manylinux2014_x86_64"
 
 
 PACKAGES = {
@@ -80,12 +81,18 @@ PACKAGES = {
         "the package: BSD-3-Clause",
         "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     ),
+    "river": Package(
+        "0.26.1",
+        "drift detectors to compare with, and series whose changes people have marked",
+        "BSD-3-Clause (the series: their sources')",
+        "6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef",
+        platform="manylinux_2_28_x86_64",
+    ),
 }
 
 # The same file on every machine and Python version: nothing in it is run.
 ANY_MACHINE = [
     "--only-binary=:all:",
-    "--platform=manylinux2014_x86_64",
     "--python-version=3.11",
     "--implementation=cp",
     "--abi=cp311",
@@ -124,7 +131,11 @@ def fetch(name: str) -> Path:
 
 
 def _download(name: str, package: Package, folder: Path) -> Path:
-    kind = [f"--no-binary={name}"] if package.source else ANY_MACHINE
+    kind = (
+        [f"--no-binary={name}"]
+        if package.source
+        else [*ANY_MACHINE, f"--platform={package.platform}"]
+    )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
     wanted = f"{name}=={package.version}"
     done = subprocess.run(

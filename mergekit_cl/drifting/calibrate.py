@@ -26,6 +26,8 @@ FEWEST_INDEPENDENT = 50
 LONGER_BLOCKS = 2
 """Times the block length of least error: a mean time between alarms is exponential in what blocks
 lose, so their bias weighs more here than in the variance that the rule is made for."""
+LEAST_DEVIATION = 0.01
+"""Of a resampled period, as a share of the stable period's."""
 STREAMS = 400
 AT_ONCE = 4_000_000
 """Values that are simulated at a time."""
@@ -106,7 +108,8 @@ def _without_change(
     for earlier, count in ((e, min(some, n - k)) for e, n in begun for k in range(0, n, some)):
         period = resampled(stable, count, rows, block, generator)
         mean, deviation = period.mean(axis=1, keepdims=True), period.std(axis=1, keepdims=True)
-        deviation = np.maximum(deviation, np.finfo(np.float64).tiny)
+        # One that hardly varies would never have been calibrated on.
+        deviation = np.maximum(deviation, LEAST_DEVIATION * stable.std())
         stream = (resampled(stable, count, arl, block, generator) - mean) / deviation
         if detector == "page-hinkley":
             yield from records(page_hinkley_path(stream, delta, earlier))

@@ -73,6 +73,16 @@ def test_what_is_no_finite_number_is_refused_and_changes_nothing(
     assert watch == fresh
 
 
+def test_a_period_that_is_constant_but_for_a_few_rows_can_be_calibrated_on() -> None:
+    # Most of what is resampled from it does not vary at all.
+    values = np.zeros(400)
+    values[[120, 121, 122, 300]] = 5.0
+    for name in DETECTORS:
+        watch = calibrate(values, 200, name)
+        assert np.isfinite(watch.calibration.threshold)
+        assert all(watch.update(0.0) is None for _ in range(100))
+
+
 def damaged(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     *parents, last = path.split(".")
     inner = content
