@@ -90,7 +90,7 @@ PACKAGES = {
     ),
 }
 
-# The same file on every machine and Python version: nothing in it is run.
+# The same file on every machine and Python version: but for river's, nothing in it is run.
 ANY_MACHINE = [
     "--only-binary=:all:",
     "--python-version=3.11",
