@@ -11,7 +11,8 @@ from making import model_tensors, write_model, write_pickle, write_sharded
 
 from mergekit_cl.block import BLOCK
 from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.checkpoint.arrays import as_bytes
+from mergekit_cl.checkpoint.arrays import as_bytes, as_tensor, empty
+from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.digest import PIECE_BYTES, PieceHash, bytes_digest, tensor_digest, weights_digest
 from mergekit_cl.digesting import checkpoint_digests
 
@@ -100,3 +101,10 @@ def test_a_weights_digest_is_blake3_over_sorted_json_lines() -> None:
 
 def test_a_small_digest_is_plain_blake3() -> None:
     assert bytes_digest(b"abc") == blake3(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64", "I64", "BOOL", "F8_E4M3"])
+def test_an_empty_array_is_an_empty_tensor_of_no_bytes(dtype: str) -> None:
+    tensor = as_tensor(empty(dtype, 0), dtype)
+    assert tensor.dtype == torch_dtype(dtype)
+    assert bytes(as_bytes(tensor)) == b""

@@ -74,6 +74,8 @@ def as_tensor(array: Array, dtype: str) -> torch.Tensor:
     """The tensor over an array's memory; dtype: as safetensors spells what it holds."""
     import torch
 
+    if not len(array):  # torch gives what is empty in numpy a stride of 0, which no view takes
+        return torch.empty(0, dtype=torch_dtype(dtype))
     tensor = torch.from_numpy(array)
     return tensor.view(torch_dtype(dtype)) if dtype in _BITS else tensor
 
