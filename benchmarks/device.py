@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import filecmp
 import os
-import platform
 import shutil
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measuring import machine, table
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.merge.kernel import SCRATCH_BUFFERS
@@ -169,12 +169,10 @@ def same_weights(one: Path, other: Path) -> bool:
     return names[0] == names[1] == sorted(equal) != []
 
 
-def table(work: Path, speed: Bandwidths, device: str, runs: int) -> list[str]:
+def comparison(work: Path, speed: Bandwidths, device: str, runs: int) -> str:
     """A Markdown table: seconds, share of the bound, whether the bytes are the CPU's."""
-    rows = [
-        "| merge | CPU s | ring s | to() s | ring / to() | bound s | share of bound | bytes |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["merge", "CPU s", "ring s", "to() s", "ring / to()", "bound s", "share of bound"]
+    rows = []
     for name in METHODS:
         outs = [work / f"out-{how}" for how in ("cpu", "ring", "to")]
         ways: Sequence[Callable[[], float]] = [
@@ -186,25 +184,20 @@ def table(work: Path, speed: Bandwidths, device: str, runs: int) -> list[str]:
         plan = make_plan(method_of(name, work), OutputOptions(work / "unused"))
         bound, binding = bound_seconds(plan, speed)
         same = all(same_weights(outs[0], other) for other in outs[1:])
-        rows.append(
-            f"| {name} | {cpu:.2f} | {ring:.2f} | {plain:.2f} | {plain / ring:.2f} | "
-            f"{bound:.2f} ({binding}) | {bound / ring:.0%} | {'equal' if same else 'DIFFER'} |"
-        )
+        seconds = [f"{value:.2f}" for value in (cpu, ring, plain, plain / ring)]
+        share = [f"{bound:.2f} ({binding})", f"{bound / ring:.0%}"]
+        rows.append([name, *seconds, *share, "equal" if same else "DIFFER"])
         for out in outs:
             shutil.rmtree(out)
-    return rows
+    return table([*heads, "bytes"], rows)
 
 
-def told(speed: Bandwidths) -> list[str]:
+def told(speed: Bandwidths) -> str:
     """The bandwidths as a Markdown table in GB/s."""
-    values = [getattr(speed, name) / 1e9 for name in Bandwidths.__dataclass_fields__]
-    return [
-        "| GB/s | pinned | pageable |",
-        "|---|---|---|",
-        f"| to the GPU | {values[0]:.1f} | {values[2]:.1f} |",
-        f"| from the GPU | {values[1]:.1f} | {values[3]:.1f} |",
-        f"\nhost to host: {values[4]:.1f} GB/s by one thread, {values[5]:.1f} by all\n",
-    ]
+    values = [f"{getattr(speed, name) / 1e9:.1f}" for name in Bandwidths.__dataclass_fields__]
+    rows = [["to the GPU", values[0], values[2]], ["from the GPU", values[1], values[3]]]
+    host = f"host to host: {values[4]} GB/s by one thread, {values[5]} by all"
+    return f"{table(['GB/s', 'pinned', 'pageable'], rows)}\n\n{host}\n"
 
 
 def main() -> int:
@@ -228,11 +221,11 @@ def main() -> int:
     backend = CudaBackend(torch.device("cuda"))
     speed = bandwidths(backend, COPIED, cores)
     print(
-        f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"{torch.cuda.get_device_name()}, {machine()}, "
         f"torch {torch.__version__}; two bf16 models of {(none + layers * (one - none)) / 1e9:.1f} "
         f"GB, {cores} threads\n"
     )
-    print("\n".join([*told(speed), *table(given.work, speed, "cuda", given.runs)]))
+    print(told(speed) + "\n" + comparison(given.work, speed, "cuda", given.runs))
     return 0
 
 

@@ -24,8 +24,6 @@ products, smaller blocks. Spared: `.grad` is never written.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +37,7 @@ import torch
 from fisher_peers import PEERS, Task, loss_of
 from torch import nn
 
+from benchmarks.measuring import machine, table
 from fisher.accumulator import Accumulator
 from fisher.batch import Batch
 
@@ -191,19 +190,11 @@ def _of_the_card(task: Task, taken: float) -> list[str]:
     return ["the card", "", "", f"{said} Tflop/s"]
 
 
-def machine(device: str) -> str:
+def where(device: str) -> str:
     """Where this ran."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    lines = [platform.processor() or platform.machine()]
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = [
-            x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x
-        ]
-        lines = found[:1] or lines
-    threads = torch.get_num_threads()
-    return f"{lines[0]}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
+    return f"{machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def main() -> None:
@@ -214,7 +205,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     device, batch = options.device, options.batch
-    print(machine(device))
+    print(where(device))
     for tokens in options.tokens:
         show(
             f"Llama-shaped, {batch} rows of {tokens} tokens",
@@ -235,10 +226,8 @@ def show(title: str, make: Callable[[], Task], device: str, runs: int) -> None:
     rows = compare(make, device, runs)
     count = sum(p.numel() for p in make().model.parameters()) / 1e6
     print(f"\n{title}, {count:.1f} M parameters\n")
-    print("| | ms | times the floor | agrees with ours to, on this share of the parameters |")
-    print("|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
+    agrees = "agrees with ours to, on this share of the parameters"
+    print(table(["", "ms", "times the floor", agrees], rows), flush=True)
 
 
 if __name__ == "__main__":

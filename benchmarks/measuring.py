@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import threading
 import time
@@ -13,6 +14,8 @@ from datetime import date
 from pathlib import Path
 
 PIECE = 2**22
+SPARE = 10**9
+"""Bytes of a disk that benchmarks leave free."""
 
 
 def machine() -> str:
@@ -45,6 +48,15 @@ def touch(files: Iterable[Path]) -> None:
         with file.open("rb", buffering=0) as stream:
             while stream.read(PIECE):
                 pass
+
+
+def lacks_room(folder: Path, nbytes: int) -> str | None:
+    """Why so many bytes cannot be written below a folder, which is made; None where they can."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free >= nbytes + SPARE:
+        return None
+    return f"skipped: {(nbytes + SPARE) / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} are free"
 
 
 def anonymous(process: int | str = "self") -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import PIECE, Peak, evict, machine, table, touch
+from benchmarks.measuring import PIECE, Peak, evict, lacks_room, machine, table, touch
 
 ROWS = ("floor", "linear", "linear+report", "fisher floor", "fisher", "fisher+report", "load all")
 THREADS = min(len(os.sched_getaffinity(0)), 8)
@@ -164,6 +164,12 @@ def main() -> None:
         return
     from benchmarks.synthetic import write_model, write_sidecar
 
+    if not (given.work / "b/clmerge/fisher.safetensors").exists():
+        # Two models, two sidecars and an output, of 100 MB per layer each at most.
+        if (reason := lacks_room(given.work, 5 * (given.layers * 10**8 + 3 * 10**8))) is not None:
+            raise SystemExit(reason)
+    elif (reason := lacks_room(given.work, given.layers * 10**8 + 3 * 10**8)) is not None:
+        raise SystemExit(reason)
     for name, seed in (("a", 1), ("b", 2)):
         write_model(given.work / name, given.layers, seed)
         write_sidecar(given.work / name, seed)

@@ -2,11 +2,13 @@
 
     python benchmarks/merge_commands.py --work DIR --mergekit VENV --sd-mecha VENV [--runs 3]
 
-The same linear merge of two bf16 models, inputs warm in the page cache; the smallest of `--runs`
-counts. `sync` is what forcing everything to the disk takes after the command has ended: clmerge has
-done so itself. Memory is the peak of anonymous memory of the command and its children. sd-mecha
-takes single files only and is given them. With Fisher sidecars beside the models the second row
-would read those too: use a folder of its own. Peers live in virtual environments of their own:
+The same linear merge of two bf16 models without sidecars, inputs warm in the page cache; the
+smallest of `--runs` counts. clmerge forces what it wrote to the disk, the others do not: "of it
+fsync" is how long clmerge waited inside `fsync`, "then sync" what forcing everything to the disk
+takes after a command has ended. So there are two ratios to the first row: without any of that
+(seconds less fsync), and with all of it (seconds and sync). Memory is the peak of anonymous memory
+of the command and its children. sd-mecha takes single files only and is given them. Peers live in
+virtual environments of their own:
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0
     VENV/bin/pip install mergekit==0.1.5      (or sd-mecha==1.1.8)
@@ -23,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import Cost, machine, run_command, table, touch
+from benchmarks.measuring import Cost, lacks_room, machine, run_command, table, touch
 
 LOAD_ALL = """
 import sys
@@ -52,7 +54,23 @@ models:
   - {{model: {a}, parameters: {{weight: 0.5}}}}
   - {{model: {b}, parameters: {{weight: 0.5}}}}
 """
+OURS = "clmerge linear-merge --no-report"
+HEADS = ["command", "seconds", "of it fsync", "then sync", "times ours, fsync apart"]
+HEADS += ["times ours, all synced", "memory MB"]
+WAITED = "seconds-in-fsync"
 BEST = ["--out-shard-size", "100M", "--async-write", "--write-threads", "2"]
+WATCHED = """
+import atexit, os, sys, time
+real, waited = os.fsync, [0.0]
+def fsync(descriptor):
+    began = time.perf_counter()
+    real(descriptor)
+    waited[0] += time.perf_counter() - began
+os.fsync = fsync
+atexit.register(lambda: open(sys.argv[1], "w").write(str(waited[0])))
+from mergekit_cl.cli import main
+main(sys.argv[2:])
+"""
 CONFIG = (
     '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, '
     '"intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4, '
@@ -61,12 +79,29 @@ CONFIG = (
 )
 
 
-def commands(work: Path, out: Path, mergekit: Path | None, mecha: Path | None) -> dict[str, list]:
+def plain(work: Path, name: str, layers: int, seed: int) -> Path:
+    """A model with its config and nothing beside it, of the weights that other benchmarks use."""
+    from benchmarks.synthetic import write_model
+
+    write_model(work / name, layers, seed)
+    folder = work / "plain" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (work / name).glob("model*"):
+        if not (folder / file.name).exists():
+            (folder / file.name).hardlink_to(file)
+    (folder / "config.json").write_text(CONFIG % layers)
+    return folder
+
+
+def commands(
+    work: Path, models: list[Path], out: Path, mergekit: Path | None, mecha: Path | None
+) -> dict[str, list[str]]:
     """{row: command}; all merge the same two models into `out`."""
-    a, b = str(work / "a"), str(work / "b")
-    ours = [sys.executable, "-m", "mergekit_cl", "linear-merge", a, b, "-o", str(out), "--quiet"]
+    a, b = map(str, models)
+    merge = ["linear-merge", a, b, "-o", str(out), "--quiet"]
+    ours = [sys.executable, "-c", WATCHED, str(work / WAITED), *merge]
     found = {
-        "clmerge linear-merge --no-report": [*ours, "--no-report"],
+        OURS: [*ours, "--no-report"],
         "clmerge linear-merge": ours,
         "load everything": [sys.executable, "-c", LOAD_ALL, a, b, str(out)],
     }
@@ -83,13 +118,20 @@ def commands(work: Path, out: Path, mergekit: Path | None, mecha: Path | None) -
     return found
 
 
-def single_files(work: Path) -> None:
+def single_files(work: Path, models: list[Path]) -> None:
     """Each model as one file: a merge with itself is itself."""
-    for name in "ab":
-        target = work / f"{name}.safetensors"
+    for model in models:
+        target = work / f"{model.name}.safetensors"
         if not target.exists():
-            model = str(work / name)
-            merge = ["linear-merge", model, model, "-o", str(target), "--quiet", "--no-report"]
+            merge = [
+                "linear-merge",
+                str(model),
+                str(model),
+                "-o",
+                str(target),
+                "--quiet",
+                "--no-report",
+            ]
             run_command([sys.executable, "-m", "mergekit_cl", *merge])
 
 
@@ -101,43 +143,46 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path)
     parser.add_argument("--sd-mecha", type=Path)
     given = parser.parse_args()
-    from benchmarks.synthetic import write_model
-
     work, out = given.work.resolve(), given.work.resolve() / "out"
-    for name, seed in (("a", 1), ("b", 2)):
-        write_model(work / name, given.layers, seed)
-        (work / name / "config.json").write_text(CONFIG % given.layers)
+    # Two models, each as one file too, and an output.
+    if (reason := lacks_room(work, 5 * (given.layers * 10**8 + 3 * 10**8))) is not None:
+        raise SystemExit(reason)
+    models = [plain(work, name, given.layers, seed) for name, seed in (("a", 1), ("b", 2))]
     if given.sd_mecha is not None:
-        single_files(work)
-    rows = commands(work, out, given.mergekit, given.sd_mecha)
-    costs: dict[str, list[Cost]] = {row: [] for row in rows}
+        single_files(work, models)
+    rows = commands(work, models, out, given.mergekit, given.sd_mecha)
+    costs: dict[str, list[tuple[Cost, float]]] = {row: [] for row in rows}
     environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    waited = work / WAITED
     for _ in range(given.runs):
         for row, command in rows.items():
             shutil.rmtree(out, ignore_errors=True)
-            Path(f"{out}.safetensors").unlink(missing_ok=True)
-            touch(file for name in "ab" for file in sorted(work.glob(f"{name}*/*.safetensors")))
-            costs[row].append(run_command(command, environment))
+            for file in (Path(f"{out}.safetensors"), waited):
+                file.unlink(missing_ok=True)
+            touch(file for model in models for file in sorted(model.glob("*.safetensors")))
+            cost = run_command(command, environment)
+            costs[row].append((cost, float(waited.read_text()) if waited.exists() else 0.0))
     shutil.rmtree(out, ignore_errors=True)
     Path(f"{out}.safetensors").unlink(missing_ok=True)
-    ours = min(cost.seconds + cost.sync for cost in costs["clmerge linear-merge --no-report"])
+    apart = {row: min(c.seconds - in_fsync for c, in_fsync in one) for row, one in costs.items()}
+    whole = {row: min(c.seconds + c.sync for c, _ in found) for row, found in costs.items()}
     lines = []
     for row, found in costs.items():
-        best = min(found, key=lambda cost: cost.seconds + cost.sync)
-        peak = max(cost.memory for cost in found)
-        whole = best.seconds + best.sync
+        best, in_fsync = min(found, key=lambda one: one[0].seconds + one[0].sync)
         lines.append(
             [
                 row,
                 f"{best.seconds:.1f}",
+                f"{in_fsync:.1f}",
                 f"{best.sync:.1f}",
-                f"{whole / ours:.1f}",
-                f"{peak / 1e6:.0f}",
+                f"{apart[row] / apart[OURS]:.1f}",
+                f"{whole[row] / whole[OURS]:.1f}",
+                f"{max(cost.memory for cost, _ in found) / 1e6:.0f}",
             ]
         )
-    size = sum(file.stat().st_size for file in (work / "a").glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in models[0].glob("*.safetensors"))
     print(f"Two bf16 models of {size / 1e9:.2f} GB. {machine()}.\n")
-    print(table(["command", "seconds", "then sync", "times ours", "memory MB"], lines))
+    print(table(HEADS, lines))
 
 
 if __name__ == "__main__":

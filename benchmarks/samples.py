@@ -24,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measuring import machine, table
+
 MODELS = ("king-james", "german")
 SAMPLES = (8, 32, 128, 512)
 BINS = 10_000
@@ -152,25 +154,22 @@ def spreads(sidecar: Any, reference: Any) -> tuple[float, float, float, float]:
     return predicted, abs(trace - known) / known, per_tensor, seen
 
 
-def table(demo: Path, work: Path, seconds: dict[tuple[str, int], float]) -> Iterator[str]:
-    """The comparison as Markdown."""
-    heads = "rank correlation", "relative L2", "mean of d", "p50 of d", "p99 of d", "merge moves"
-    yield f"| rows | {' | '.join(heads)} |"
-    yield "|---|---|---|---|---|---|---|"
+def errors(demo: Path, work: Path) -> Iterator[list[str]]:
+    """How far each smaller sample is from the largest: rows of the first table."""
     for samples in SAMPLES[:-1]:
         found = compare(demo, work, samples)
         ranks = ", ".join(f"{found.rank_correlation(k):.3f}" for k in range(2))
-        errors = ", ".join(
+        apart = ", ".join(
             f"{(e / s) ** 0.5:.2f}" for e, s in zip(found.error, found.size, strict=True)
         )
         mean = found.total / float(found.moved.sum())
-        yield (
-            f"| {samples} | {ranks} | {errors} | {mean:.3f} | {found.quantile(0.5):.3f} | "
-            f"{found.quantile(0.99):.3f} | {(found.merged / found.parents) ** 0.5:.2%} |"
-        )
-    yield ""
-    yield "| model | rows | trace: predicted | seen | tensors: predicted | seen | seconds |"
-    yield "|---|---|---|---|---|---|---|"
+        numbers = [mean, found.quantile(0.5), found.quantile(0.99)]
+        moves = f"{(found.merged / found.parents) ** 0.5:.2%}"
+        yield [str(samples), ranks, apart, *(f"{x:.3f}" for x in numbers), moves]
+
+
+def costs(work: Path, seconds: dict[tuple[str, int], float]) -> Iterator[list[str]]:
+    """Standard errors, predicted and seen, and the time of each sidecar: rows of the second."""
     for samples in SAMPLES:
         for k, name in enumerate(MODELS):
             numbers = spreads(pair(work, samples)[k], pair(work, max(SAMPLES))[k])
@@ -179,22 +178,7 @@ def table(demo: Path, work: Path, seconds: dict[tuple[str, int], float]) -> Iter
                 "" if last and i % 2 else f"±{x:.1%}" if i % 2 == 0 else f"{x:.1%}"
                 for i, x in enumerate(numbers)
             ]
-            cells.append(f"{seconds[name, samples]:.0f}")
-            yield f"| {name} | {samples} | " + " | ".join(cells) + " |"
-
-
-def machine() -> str:
-    """Date, processor and versions: what the seconds belong to."""
-    import datetime
-    import os
-
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "a CPU")
-    today = datetime.datetime.now(datetime.timezone.utc).date()
-    return f"{today}, {len(os.sched_getaffinity(0))} cores of {name}, torch {torch.__version__}"
+            yield [name, str(samples), *cells, f"{seconds[name, samples]:.0f}"]
 
 
 def main(demo: Path, work: Path) -> None:
@@ -208,9 +192,13 @@ def main(demo: Path, work: Path) -> None:
         for name in MODELS:
             rows, out = work / f"rows/{name}.jsonl", work / f"{name}-{samples}.safetensors"
             seconds[name, samples] = make_sidecar(demo / name, rows, samples, out)
-    print(machine() + "\n")
-    for line in table(demo, work, seconds):
-        print(line, flush=True)
+    import torch
+
+    heads = ["rows", "rank correlation", "relative L2", "mean of d", "p50 of d", "p99 of d"]
+    print(f"{machine()}, torch {torch.__version__}\n")
+    print(table([*heads, "merge moves"], errors(demo, work)) + "\n")
+    heads = ["model", "rows", "trace: predicted", "seen", "tensors: predicted", "seen", "seconds"]
+    print(table(heads, costs(work, seconds)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Without --model a Llama of 1.1 billion parameters, 2.2 GB in bf16, is made in DIR once. Rows are
 made-up words of a made-up tokenizer. Memory is the largest anonymous resident set of the process
-(RssAnon of /proc/self/status, looked at every 5 ms), imports and all: mapped weight files are not
+(RssAnon of /proc/self/status, looked at every 10 ms), imports and all: mapped weight files are not
 in it, the system can drop them at any time. --whole also runs without --stream-layers, and prints
 the largest relative L2 distance of any tensor between the two sidecars (stored in float32).
 """
@@ -16,11 +16,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import Peak
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -34,34 +36,18 @@ CONFIG = {
 }
 
 
-def anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def child(line: list[str], result: Path) -> None:
     """Run clmerge in this process beside a sampler; write what it took."""
     from mergekit_cl.cli import main
 
-    peak, stop = [0], threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.005):
-            peak[0] = max(peak[0], anonymous())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
     began = time.perf_counter()
     code: object = 0
-    try:
-        main(line)
-    except SystemExit as error:
-        code = error.code
-    stop.set()
-    sampler.join()
-    said = {"peak": peak[0], "seconds": time.perf_counter() - began, "code": code or 0}
+    with Peak() as peak:
+        try:
+            main(line)
+        except SystemExit as error:
+            code = error.code
+    said = {"peak": peak.largest, "seconds": time.perf_counter() - began, "code": code or 0}
     result.write_text(json.dumps(said))
 
 
@@ -73,7 +59,7 @@ def prepare(work: Path, model: Path | None, rows: int, length: int) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     if model is None:
-        from synthetic import write_model
+        from benchmarks.synthetic import write_model
 
         model = work / "weights"
         write_model(model, 22, 1)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measuring import evict, machine, table, touch
+
 PIECE = 2**24
 BUFFER = 2**20
 SMALL = 4096
@@ -71,12 +73,7 @@ def one_row(row: str, folder: Path, cold: bool) -> None:
     from mergekit_cl.verifying import verify
 
     file = folder / "model.safetensors"
-    descriptor = os.open(file, os.O_RDONLY)
-    if cold:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    else:
-        floor(file)
+    (evict if cold else touch)([file])
     if row == "floor":
         took = floor(file)
     else:
@@ -102,6 +99,7 @@ def main(work: Path, size: int, runs: int) -> None:
         "of 16 MB": [16_000_000] * (size // 16_000_000),
         "of 4 KiB": [SMALL] * min(20_000, size // SMALL),
     }
+    lines = []
     for kind, sizes in kinds.items():
         folder = work / f"{kind.replace(' ', '-')}-{size}"
         if not folder.exists():
@@ -113,10 +111,11 @@ def main(work: Path, size: int, runs: int) -> None:
             for k, row in enumerate(rows):
                 took, peak = min(run[k] for run in found)
                 base = min(run[0][0] for run in found)
-                print(
-                    f"{kind:<11} {'cold' if cold else 'warm'}  {row:<11} {took:6.2f} s "
-                    f"{nbytes / took / 1e9:6.2f} GB/s  {took / base:5.2f} x floor  {peak:4.0f} MB"
-                )
+                speed = nbytes / took / 1e9
+                numbers = [f"{took:.2f}", f"{speed:.2f}", f"{took / base:.2f}", f"{peak:.0f}"]
+                lines.append([f"{kind}, {'cold' if cold else 'warm'}", row, *numbers])
+    print(f"{machine()}.\n")
+    print(table(["tensors", "row", "seconds", "GB/s", "x floor", "memory MB"], lines))
 
 
 if __name__ == "__main__":
