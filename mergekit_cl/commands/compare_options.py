@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit_cl.commands.options import Command, row_options, stacked
 from mergekit_cl.commands.parameters import Size
 
 if TYPE_CHECKING:
     from mergekit_cl.comparing.report import Request
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 
 def compare_options(command: Command) -> Command:
     """Options of every comparison."""
-    for option in reversed(
-        (
-            click.option("--base", metavar="PATH", help="What updates are measured from."),
-            click.option(
-                "--data", multiple=True, metavar="PATH", help="Rows to measure the loss on."
-            ),
-            click.option("--text-field", metavar="NAME", help="Of the text, where not `text`."),
-            click.option("--label-field", metavar="NAME", help="Of the label, where not `label`."),
-            click.option(
-                "--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows."
-            ),
-            click.option(
-                "--max-length",
-                type=click.IntRange(1),
-                default=512,
-                show_default=True,
-                help="Tokens per row.",
-            ),
-            click.option(
-                "--top",
-                type=click.IntRange(0),
-                default=10,
-                show_default=True,
-                help="Layers and tensors to show.",
-            ),
-            click.option(
-                "--html",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Write a page to look at.",
-            ),
-            click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
-            click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors."),
-            click.option(
-                "--device", default="auto", show_default=True, help="Of the models, with --data."
-            ),
-            click.option("--memory", type=Size(), help="Bound on all buffers together."),
-            click.option("--threads", type=click.IntRange(1), help="Default one per core."),
-            click.option("--allow-nonfinite", is_flag=True, help="Compare in spite of NaN, Inf."),
-        )
-    ):
-        command = option(command)
-    return command
+    return stacked(
+        click.option("--base", metavar="PATH", help="What updates are measured from."),
+        row_options("Rows to measure the loss on."),
+        click.option(
+            "--top",
+            type=click.IntRange(0),
+            default=10,
+            show_default=True,
+            help="Layers and tensors to show.",
+        ),
+        click.option(
+            "--html",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Write a page to look at.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors."),
+        click.option(
+            "--device", default="auto", show_default=True, help="Of the models, with --data."
+        ),
+        click.option("--memory", type=Size(), help="Bound on all buffers together."),
+        click.option("--threads", type=click.IntRange(1), help="Default one per core."),
+        click.option("--allow-nonfinite", is_flag=True, help="Compare in spite of NaN, Inf."),
+    )(command)
 
 
 def make_request(

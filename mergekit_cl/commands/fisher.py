@@ -7,18 +7,14 @@ from typing import Any
 
 import click
 
-from mergekit_cl.commands.options import everywhere, output_options
+from mergekit_cl.commands.options import everywhere, output_options, row_options
 from mergekit_cl.commands.parameters import BatchSize, DType
 from mergekit_cl.commands.streams import Streams
 
 
 @click.command("fisher")
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--data", multiple=True, metavar="PATH", help="Rows: a file, directory or quoted glob."
-)
-@click.option("--text-field", metavar="NAME", help="Field of the text, where it is not `text`.")
-@click.option("--label-field", metavar="NAME", help="Field of the label, where it is not `label`.")
+@row_options("Rows: a file, directory or quoted glob.")
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="A PEFT adapter to apply to the weights."
 )
@@ -35,15 +31,11 @@ from mergekit_cl.commands.streams import Streams
     help="For adam: optimizer.pt, or a folder of torch.distributed.checkpoint.",
 )
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Labels, mc.")
-@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows.")
 @click.option(
     "--target-se",
     type=click.FloatRange(0, min_open=True),
     metavar="X",
     help="Stop when the trace is known to this relative standard error.",
-)
-@click.option(
-    "--max-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens per row."
 )
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Rows.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of rows and drawn labels.")

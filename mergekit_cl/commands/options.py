@@ -37,7 +37,7 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
         type=click.Path(path_type=Path),
         help="Where the result goes; x.safetensors writes one file.",
     )
-    return _stack(
+    return stacked(
         kept,
         click.option("--force", is_flag=True, help="Replace an output that clmerge made."),
         click.option("--restart", is_flag=True, help="Discard an unfinished run."),
@@ -55,9 +55,28 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
     )
 
 
+def row_options(data: str) -> Callable[[Command], Command]:
+    """Rows of text and how many of them; data: what `--data` is for."""
+    return stacked(
+        click.option("--data", multiple=True, metavar="PATH", help=data),
+        click.option("--text-field", metavar="NAME", help="Of the text, where not `text`."),
+        click.option("--label-field", metavar="NAME", help="Of the label, where not `label`."),
+        click.option(
+            "--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows."
+        ),
+        click.option(
+            "--max-length",
+            type=click.IntRange(1),
+            default=512,
+            show_default=True,
+            help="Tokens per row.",
+        ),
+    )
+
+
 def merge_options(command: Command) -> Command:
     """Options of every merge into a new place."""
-    return _stack(
+    return stacked(
         output_options("merged"),
         _merging_options,
         click.option("--carry", is_flag=True, help="Keep what rounding to 16 bits takes."),
@@ -66,7 +85,7 @@ def merge_options(command: Command) -> Command:
 
 def update_options(command: Command) -> Command:
     """Options of a merge that carries a state on."""
-    return _stack(
+    return stacked(
         output_options(None),
         _merging_options,
         click.option(
@@ -76,7 +95,7 @@ def update_options(command: Command) -> Command:
 
 
 def _merging_options(command: Command) -> Command:
-    return _stack(
+    return stacked(
         click.option("--dtype", type=DType(), help="Default: the inputs', promoted where unequal."),
         click.option("--copy", multiple=True, metavar="GLOB", help="Copy these from the first."),
         click.option(
@@ -129,7 +148,9 @@ def merge_output(values: dict[str, Any]) -> OutputOptions:
     )
 
 
-def _stack(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator of several, in the order in which help lists them."""
+
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
             command = decorator(command)
