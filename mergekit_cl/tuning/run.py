@@ -37,6 +37,7 @@ from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
 from mergekit_cl.tuning.state import load_state, pointer
+from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of
 from mergekit_cl.tuning.tasks import measure, run_task
 
 
@@ -89,6 +90,14 @@ def train(
                 return done
         if before is not None:
             check_continued(before, folder.root, {task.name for task in config.task})
+        strength = strength_of(
+            config,
+            folder,
+            resume=resume is not None,
+            continues=before is not None,
+            learn=lambda trial: _learn(trial, continue_from, progress),
+            tell=tell,
+        )
         checkpoint = stack.enter_context(open_checkpoint(config.model))
         prepared = prepare(config, checkpoint, before)
         if resume is not None:
@@ -104,6 +113,8 @@ def train(
             load_state(before.state, live)
             go_on(live, prepared.judged, anew=config)
         stack.enter_context(_place(folder, config, prepared, among, resume is not None, force))
+        if among.leads:
+            keep_strength(folder, strength)
         among.begin_tracking(config.model_dump(mode="json", by_alias=True))
         session = Session(
             config=config,
@@ -116,7 +127,7 @@ def train(
             extra=prepared.suites(prepared.extra),
             judged={**prepared.judged, **prepared.extra},
             inputs=describe_inputs(prepared.base, prepared.tasks),
-            strength=_strength(config),
+            strength=strength.value,
             log=Log(folder.metrics if among.leads else None),
             times=Log(folder.times if among.leads else None),
             progress=progress,
@@ -196,8 +207,22 @@ def _decision(live: Live) -> str | None:
     return next((one for one in ("reject", "inconclusive", "accept") if one in found), None)
 
 
-def _strength(config: Config) -> float:
-    return 0.0 if config.ewc is None else float(config.ewc.strength)
+def _learn(trial: Config, continue_from: Path | None, progress: Start) -> Learned:
+    """One trial run, anew, and what it left."""
+    assert trial.ewc is not None
+    title = f"lambda {trial.ewc.strength:g}: "
+    outcome = train(
+        trial,
+        continue_from=continue_from,
+        force=True,
+        progress=lambda name, total, unit="bytes": progress(f"{title}{name}", total, unit),
+        tell=_silent,
+    )
+    matrix = outcome.matrix.get("loss", {"entries": [[]], "tasks": []})
+    last = zip(matrix["tasks"], matrix["entries"][-1], strict=True)
+    done = len(matrix["entries"])
+    learned = [(task, entry) for task, entry in list(last)[:done] if entry is not None]
+    return Learned(outcome.model, {task: entry["value"] for task, entry in learned})
 
 
 @contextmanager
