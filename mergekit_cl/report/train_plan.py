@@ -25,6 +25,8 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"writes up to {size(plan['disk_bytes'])}"
     yield ""
     yield from _tasks(plan)
+    if plan["trials"]:
+        yield f"before it, {plan['trials']} shorter or equal runs find ewc.lambda"
     if plan["buffer_rows"]:
         yield f"the replay buffer keeps {plan['buffer_rows']} rows"
     rows = sum(plan["evaluation"]["rows"].values())

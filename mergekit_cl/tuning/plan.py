@@ -26,6 +26,7 @@ from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config, Gate
 from mergekit_cl.tuning.spread import measure_spread
+from mergekit_cl.tuning.strength import values_to_try
 from mergekit_cl.tuning.taskrows import Reader, TaskRows, read_tasks
 
 STATES = 3
@@ -80,6 +81,7 @@ def plan_training(
         "disk_bytes": _disk(config, checkpoint, held),
         "tasks": [_task(task, count, config) for task, count in zip(tasks, steps, strict=True)],
         "steps": sum(steps),
+        "trials": len(values_to_try(config.ewc)),
         "buffer_rows": _buffer(config, tasks),
         "evaluation": {"rows": measured, "times": len(tasks) + 1},
         "gate": gate,

@@ -92,8 +92,9 @@ class Optimizer(Section):
 class AutoStrength(Section):
     """How `lambda = "auto"` is chosen: on held-out tasks, or by a budget of forgetting.
 
-    candidates: values of lambda to try. tasks: names of tasks to tune on; default all but the
-    last. budget: nats per token that earlier tasks may lose, by the calibrated prediction.
+    candidates: values of lambda to try, besides 0. tasks: names of tasks to tune on; default all
+    but the last, or all if nothing would be forgotten then. steps: of each task in a trial. budget:
+    nats per token that earlier tasks may lose, by the calibrated prediction.
     """
 
     candidates: Annotated[list[Positive], Field(min_length=2)] = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]

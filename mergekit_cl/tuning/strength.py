@@ -72,7 +72,7 @@ def strength_of(
     place = _place(folder)
     recipe = bytes_digest(f"{config_text(config)}{continues}".encode())
     done = _read(place, recipe)
-    values = [*({0.0} if ewc.auto.budget is None else ()), *sorted(set(ewc.auto.candidates))]
+    values = values_to_try(ewc)
     tell(f"trying {len(values)} values of lambda on {', '.join(task.name for task in tasks)}")
     for value in values:
         if value not in [trial.strength for trial in done]:
@@ -92,6 +92,13 @@ def strength_of(
             "trials": [trial.to_json() for trial in done],
         },
     )
+
+
+def values_to_try(ewc: Ewc | None) -> list[float]:
+    """What trials are made of: the candidates, and for comparison 0; none where lambda is given."""
+    if ewc is None or ewc.strength != "auto":
+        return []
+    return [*([0.0] if ewc.auto.budget is None else []), *sorted(set(ewc.auto.candidates))]
 
 
 def keep_strength(folder: RunFolder, strength: Strength) -> None:
