@@ -1,16 +1,17 @@
 """What merging an adapter into a checkpoint costs beside copying it and beside other tools.
 
-    python benchmarks/lora.py --work DIR [--base MODEL] [--rank 16] [--runs 3] [--mergekit PYTHON]
+    python benchmarks/lora.py --work DIR [--base MODEL] [--layers 22] [--rank 16] [--runs 3]
+        [--mergekit PYTHON]
 
 Rows run in turn, each in a process of its own that loads its libraries before its clock starts; the
 smallest of `--runs` counts. copy: every file read and written by two threads, forced to the disk.
 products: the float64 products B @ A of all layers alone, one thread per core, each in blocks of
 2^17 elements: the least that exact arithmetic costs. clmerge: `lora-merge`, without and with its
-report. peft: the model built in its own dtype, `merge_and_unload`, `save_pretrained`. mergekit: its
-`MODEL+ADAPTER` notation, in the environment of the python that --mergekit names; it needs a config
-of its own and does no more than that. Memory: the largest anonymous resident set during the row,
-less what it was before; of mergekit it is not measured. Without --base a synthetic Llama of 1.1 B
-parameters in bfloat16 is written. The adapter is of random factors on all linear layers.
+report. peft: the model built in its own dtype, `merge_and_unload`, `save_pretrained`, a sync.
+mergekit: its `MODEL+ADAPTER` notation, in the environment of the python that --mergekit names, a
+sync. CPU: seconds of all cores together. Memory: the largest anonymous resident set during the row,
+less what it was before. Without --base a synthetic Llama of 1.1 B parameters in bfloat16 is
+written. The adapter is of random factors on all linear layers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import PIECE, Peak, machine, table, touch
+from benchmarks.measuring import PIECE, Peak, machine, processor_seconds, table, touch
 
 ROWS = ("copy", "products", "clmerge", "clmerge+report", "peft", "mergekit")
 THREADS = min(len(os.sched_getaffinity(0)), 8)
@@ -140,17 +141,49 @@ def peft(base: Path, adapter: Path, out: Path) -> Callable[[], None]:
     return run
 
 
-def mergekit(base: Path, adapter: Path, out: Path, python: str) -> Callable[[], None]:
-    config = out.with_suffix(".yml")
-    model = f"{base}+{adapter}"
-    config.write_text(f"merge_method: passthrough\nmodels: [{{model: '{model}'}}]\n")
-    program = Path(python).parent / "mergekit-yaml"
+MERGEKIT = """
+import os, sys, time
+sys.path.insert(0, sys.argv[4])
+from measuring import Peak, processor_seconds
+import peft, torch, transformers, yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+config = MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))
+options = MergeOptions(copy_tokenizer=False, lora_merge_cache=sys.argv[3], quiet=True)
+with Peak() as peak:
+    started, used = time.perf_counter(), processor_seconds()
+    run_merge(config, sys.argv[2], options)
+    os.sync()
+    print(time.perf_counter() - started, processor_seconds() - used, peak.largest - peak.before)
+"""
 
-    def run() -> None:
-        subprocess.run([program, config, out], check=True, capture_output=True)
-        os.sync()
 
-    return run
+def mergekit(given: argparse.Namespace) -> dict[str, float]:
+    """The row of mergekit, measured in its own environment."""
+    config, cache = given.work / "mergekit.yml", given.work / "cache"
+    model = {"model": f"{given.base}+{given.work / 'adapter'}"}
+    config.write_text(
+        json.dumps({"merge_method": "passthrough", "dtype": "bfloat16", "models": [model]})
+    )
+    shutil.rmtree(cache, ignore_errors=True)
+    here = str(Path(__file__).parent)
+    command = [
+        given.mergekit,
+        "-c",
+        MERGEKIT,
+        str(config),
+        str(given.work / "out"),
+        str(cache),
+        here,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    shutil.rmtree(cache, ignore_errors=True)
+    if done.returncode:
+        raise SystemExit(f"mergekit failed:\n{done.stderr[-2000:]}")
+    seconds, used, memory = map(float, done.stdout.split()[-3:])
+    return {"seconds": seconds, "cpu": used, "memory": memory}
 
 
 def child(given: argparse.Namespace) -> None:
@@ -166,33 +199,36 @@ def child(given: argparse.Namespace) -> None:
         work = lambda: products(adapter)  # noqa: E731
     elif row == "peft":
         work = peft(base, adapter, out)
-    elif row == "mergekit":
-        work = mergekit(base, adapter, out, given.mergekit)
     else:
         work = clmerge(base, adapter, out, row.endswith("report"))
     with Peak() as peak:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), processor_seconds()
         work()
-        seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "memory": peak.largest - peak.before}))
+        seconds, cpu = time.perf_counter() - started, processor_seconds() - used
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": peak.largest - peak.before}))
 
 
 def measure(row: str, given: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(given.work / "out", ignore_errors=True)
     os.sync()
     touch(sorted(given.base.glob("*.safetensors")))
+    if row == "mergekit":
+        return mergekit(given)
     command = [sys.executable, __file__, "--child", row, "--work", str(given.work)]
-    command += ["--base", str(given.base), "--mergekit", given.mergekit or ""]
+    command += ["--base", str(given.base)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS) if row == "peft" else "1"}
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     shutil.rmtree(given.work / "out", ignore_errors=True)
-    return json.loads(printed.stdout.splitlines()[-1])
+    if done.returncode:
+        raise SystemExit(f"{row} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", default=",".join(ROWS))
@@ -204,10 +240,11 @@ def main() -> None:
         return
     given.work.mkdir(parents=True, exist_ok=True)
     if given.base is None:
-        from benchmarks.synthetic import write_model
+        from benchmarks.synthetic import config, write_model
 
         given.base = given.work / "base"
-        write_model(given.base, 22, 1)
+        write_model(given.base, given.layers, 1)
+        (given.base / "config.json").write_text(json.dumps(config(given.layers)))
     shutil.rmtree(given.work / "adapter", ignore_errors=True)
     write_adapter(given.work / "adapter", given.base, given.rank)
     rows = [row for row in given.rows.split(",") if row != "mergekit" or given.mergekit]
@@ -221,11 +258,11 @@ def main() -> None:
     for row in rows:
         peak = max(one["memory"] for one in found[row]) / 1e6
         share = f"{best[row] / floor:.2f}" if floor else "-"
-        told = "-" if row == "mergekit" else f"{peak:.0f}"
-        lines.append([row, f"{best[row]:.2f}", share, told])
+        cpu = min(one["cpu"] for one in found[row])
+        lines.append([row, f"{best[row]:.2f}", share, f"{cpu:.1f}", f"{peak:.0f}"])
     size = sum(f.stat().st_size for f in given.base.glob("*.safetensors"))
     print(f"A model of {size / 1e9:.2f} GB, an adapter of rank {given.rank}. {machine()}.\n")
-    print(table(["row", "s", "x (copy + products)", "added MB"], lines))
+    print(table(["row", "s", "x (copy + products)", "CPU s", "added MB"], lines))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def lacks_room(folder: Path, nbytes: int) -> str | None:
     return f"skipped: {(nbytes + SPARE) / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} are free"
 
 
+def processor_seconds() -> float:
+    """What this process and its ended children have used of all cores, in user and system mode."""
+    return sum(os.times()[:4])
+
+
 def anonymous(process: int | str = "self") -> int:
     """Bytes of anonymous memory a process holds; 0 if it is gone."""
     for line in _lines(f"/proc/{process}/status"):

@@ -19,6 +19,22 @@ from safetensors.torch import save_file
 HIDDEN, MLP, KEYS, VOCABULARY = 2048, 5632, 256, 32000
 
 
+def config(layers: int) -> dict[str, object]:
+    """config.json of the model, for what builds it."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    }
+
+
 def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
     for i in range(layers):
