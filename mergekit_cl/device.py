@@ -45,6 +45,6 @@ def choose_device(name: str) -> torch.device:
         raise OptionError(
             "no such GPU here",
             detail=f"--device {name}: {torch.cuda.device_count()} GPUs are visible",
-            hint="use --device cpu; the bytes are the same",
+            hint="use --device cpu",
         )
     return device

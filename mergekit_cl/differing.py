@@ -28,6 +28,9 @@ Kind = Literal[
     "fisher_unreadable",
     "carry_stale",
     "carry_unreadable",
+    "undo_stale",
+    "undo_changed",
+    "undo_unreadable",
     "divergence_verdict",
     "divergence_unreadable",
 ]

@@ -29,7 +29,7 @@ from mergekit_cl.manifest import describe_input
 from mergekit_cl.recorded import Recorded, find_manifest, read_recorded
 from mergekit_cl.report.progress import Start
 from mergekit_cl.sidecar import NAMES, find_sidecar, open_sidecar
-from mergekit_cl.verifying_beside import ReadBeside, compare_carry, compare_divergence
+from mergekit_cl.verifying_beside import ReadBeside, compare_carry, compare_divergence, compare_undo
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
             raise opened
         else:
             parts, differences = _open_parts(Path(path), recorded, opened, stack)
+            whole = recorded.command == "lora-extract" and not differences
             places = (side_folder / name for name in NAMES)
             sidecar = next((place for place in places if place.is_file()), None)
         if recorded is None and sidecar is None:
@@ -84,6 +85,8 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
             differences += compare_divergence(beside, recorded)
         if isinstance(opened, Checkpoint):
             differences += compare_carry(opened, read)
+            if recorded is not None:
+                differences += compare_undo(opened, recorded, read)
         if sidecar is not None:
             differences += _compare_sidecar(sidecar, read, alone=recorded is None)
     return Verification(
@@ -141,7 +144,8 @@ def _open_parts(
         if (size := file.stat().st_size) != nbytes:
             differences.append(Difference("file_size", name, nbytes, size))
         differences.append(Difference("file_unreadable", name, None, part.message))
-    if not differences:  # every file is fine, but not what joins them
+    # An adapter is its one file; of a checkpoint every file is fine, but not what joins them.
+    if not differences and recorded.command != "lora-extract":
         said = f"{error.message} ({error.detail})" if error.detail else error.message
         differences.append(Difference("file_unreadable", path.name, None, said))
     return parts, differences

@@ -7,8 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from forked import Forks
 from making import CONFIG, fisher_like, model_tensors, write_model, write_sidecar
+from safetensors.torch import save_file
 from tiny_models import TEXTS, tiny_llama
 
 Files = dict[str, bytes]
@@ -54,6 +56,16 @@ ESTIMATING = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
 )
+MERGING_ADAPTERS = (
+    "mergekit_cl.commands.lora_extract",
+    "mergekit_cl.commands.lora_merge",
+    "mergekit_cl.commands.lora_unmerge",
+    "mergekit_cl.lora.extracting",
+    "mergekit_cl.methods.lora",
+    "mergekit_cl.methods.lora_unmerge",
+    "mergekit_cl.report.extract",
+)
+ADAPTED = ("lora-merge", "a", "adapter")
 SCENARIOS = (
     Scenario("a new folder", (*LINEAR, "new/deep/out"), ("new/deep/out",)),
     Scenario(
@@ -99,15 +111,61 @@ SCENARIOS = (
         (("fisher", "model", "--data", "rows.jsonl", "--batch-size", "2", "--seed", "7"),),
         imports=ESTIMATING,
     ),
+    Scenario(
+        "adapted, with the bits to undo it",
+        (*ADAPTED, *SHARDS, "--undo", "xor", "--carry"),
+        imports=MERGING_ADAPTERS,
+    ),
+    Scenario(
+        "adapted, over one file",
+        (*ADAPTED, "--undo", "xor", "-o", "x.safetensors", "--force"),
+        SINGLE,
+        ((*OLD, "x.safetensors"),),
+        steps=True,
+        imports=MERGING_ADAPTERS,
+    ),
+    Scenario(
+        "back by the base",
+        ("lora-unmerge", "merged", "--base", "a", *SHARDS, "-o", "back"),
+        ("back",),
+        (ADAPTED,),
+        imports=MERGING_ADAPTERS,
+    ),
+    Scenario(
+        "back by bits",
+        ("lora-unmerge", "merged", *SHARDS, "-o", "back"),
+        ("back",),
+        ((*ADAPTED, "--undo", "xor", "--dtype", "float32"),),
+        imports=MERGING_ADAPTERS,
+    ),
+    Scenario(
+        "an adapter",
+        ("lora-extract", "b", "a", "--rank", "3", "--embeddings", "--save-rest", "-o", "low"),
+        ("low",),
+        imports=MERGING_ADAPTERS,
+    ),
+    Scenario(
+        "over an adapter",
+        ("lora-extract", "b", "a", "--rank", "3", "-o", "low", "--force"),
+        ("low",),
+        (("lora-extract", "b", "a", "--rank", "2", "-o", "low"),),
+        imports=MERGING_ADAPTERS,
+    ),
 )
 
 
-def files(place: Path) -> Files:
-    """Every file below, manifests without what a run cost and without the place itself."""
+def files(place: Path, origin: Path | None = None) -> Files:
+    """Every file below, manifests without what a run cost and without the place itself.
+
+    origin: the place that this one is a copy of, which its manifests may name.
+    """
+    names = [str(one).encode() for one in (place, origin) if one is not None]
     found = {}
     for path in sorted(place.rglob("*")):
         if path.is_file():
-            content = path.read_bytes().replace(str(place).encode(), b"PLACE")
+            content = path.read_bytes()
+            for one in names:
+                content = content.replace(one, b"PLACE")
             name = str(path.relative_to(place))
             if path.name == "manifest.json" and not is_work(name):
                 made = json.loads(content)
@@ -142,7 +200,9 @@ class Expected:
         Where publishing takes several steps there may be files of both, each whole, while the
         temporary place says so.
         """
-        seen = {name: content for name, content in files(place).items() if not is_work(name)}
+        seen = {
+            name: content for name, content in files(place, self.place).items() if not is_work(name)
+        }
         if seen in (self.before, self.after):
             return seen == self.after
         aside = [place.joinpath(f".{Path(name).name}.replaced") for name in self.scenario.output]
@@ -175,13 +235,28 @@ def prepared(scenario: Scenario, folder: Path, forks: Forks) -> Expected:
         if (one / scenario.output[0]).exists() and not scenario.estimates:
             verified = forks.run(one, ("verify", scenario.output[0]))
             assert verified.status == 0, verified.err
-    after = files(whole)
+    after = files(whole, place)
     shutil.rmtree(whole)
     return Expected(scenario, place, files(place), after)
 
 
+def write_adapter(folder: Path) -> None:
+    """An adapter of the two square layers, which also brings a norm of its own."""
+    random = torch.Generator().manual_seed(9)
+    tensors = {"base_model.model.model.layers.0.norm.weight": torch.ones(16)}
+    for layer in ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"):
+        for side, shape in (("A", (2, 16)), ("B", (24, 2))):
+            factor = torch.randn(shape, generator=random) * 0.1
+            tensors[f"base_model.model.{layer}.lora_{side}.weight"] = factor
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 def _prepare(place: Path, scenario: Scenario, forks: Forks) -> None:
-    """Fill an empty folder with what the command needs: inputs a and b, and what comes before."""
+    """Fill an empty folder with what the command needs: inputs a and b, an adapter of a, and what
+    comes before."""
     if scenario.estimates:
         tiny_llama(place / "model", layers=1)
         (place / "rows.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
@@ -189,6 +264,8 @@ def _prepare(place: Path, scenario: Scenario, forks: Forks) -> None:
         model = write_model(place / name, model_tensors(k), CONFIG)
         (model / "tokenizer.json").write_text(f'{{"of": "{name}"}}')
         write_sidecar(model, fisher_like(model_tensors(k), k))
+    if not scenario.estimates:
+        write_adapter(place / "adapter")
     where = place / scenario.cwd
     where.mkdir(exist_ok=True)
     for line in scenario.prepare:

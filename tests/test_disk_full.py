@@ -13,11 +13,16 @@ from making import linear, merge, model_tensors, write_model
 from mergekit_cl.errors import OutputError
 from mergekit_cl.output import target
 
-CHOSEN = [
-    s
-    for s in SCENARIOS
-    if s.name in ("a new folder", "with residuals", "one file in place", "a Fisher sidecar")
-]
+NAMES = (
+    "a new folder",
+    "with residuals",
+    "one file in place",
+    "a Fisher sidecar",
+    "adapted, with the bits to undo it",
+    "back by bits",
+    "an adapter",
+)
+CHOSEN = [scenario for scenario in SCENARIOS if scenario.name in NAMES]
 
 
 each_scenario = pytest.mark.parametrize(
@@ -54,7 +59,7 @@ def fill_the_disk(expected: Expected, forks: Forks, folder: Path, every: int) ->
 def test_a_full_disk_is_said_and_continued(
     expected: Expected, forks: Forks, tmp_path: Path
 ) -> None:
-    assert fill_the_disk(expected, forks, tmp_path, every=7) > 10
+    assert fill_the_disk(expected, forks, tmp_path, every=7) >= 10
 
 
 @pytest.mark.long

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from mergekit_cl.commands.options import everywhere
+from mergekit_cl.commands.options import everywhere, output_options
+from mergekit_cl.commands.parameters import DType
 from mergekit_cl.commands.streams import Streams
 
 
@@ -21,20 +21,10 @@ from mergekit_cl.commands.streams import Streams
     help="The least rank that keeps this share of each square; default 0.99.",
 )
 @click.option("--embeddings", is_flag=True, help="Factor embeddings too.")
+@click.option("--convolutions", is_flag=True, help="Factor convolutions too, if not in groups.")
 @click.option("--save-rest", is_flag=True, help="Keep changed norms and the like whole.")
-@click.option(
-    "-o",
-    "--output",
-    default="adapter",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The adapter's folder.",
-)
-@click.option("--force", is_flag=True, help="Replace an output that clmerge made.")
-@click.option("--restart", is_flag=True, help="Discard an unfinished run.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not these tensors.")
-@click.option("--dry-run", is_flag=True, help="Print the plan from headers; write nothing.")
+@click.option("--dtype", type=DType(), default="float32", show_default=True, help="Of factors.")
+@output_options("adapter", sharded=False)
 @everywhere
 @click.pass_obj
 def command(
@@ -45,6 +35,7 @@ def command(
     rank: int | None,
     energy: float | None,
     embeddings: bool,
+    convolutions: bool,
     save_rest: bool,
     **output: Any,
 ) -> int:
@@ -56,7 +47,13 @@ def command(
     """
     from mergekit_cl.checkpoint import open_checkpoint
     from mergekit_cl.errors import OptionError
-    from mergekit_cl.lora.extracting import ExtractRequest, check_extract, run_extract
+    from mergekit_cl.lora.extracting import (
+        ExtractRequest,
+        check_extract,
+        describe_extract,
+        run_extract,
+    )
+    from mergekit_cl.lora.holding import Wanted
     from mergekit_cl.plan import Selection
     from mergekit_cl.report.extract import extract_document, print_extract, print_extract_plan
 
@@ -68,23 +65,18 @@ def command(
         output["output"],
         rank,
         0.99 if rank is None and energy is None else energy,
-        embeddings,
-        save_rest,
-        Selection(output["include"], output["exclude"]),
-        output["force"],
-        output["restart"],
+        Wanted(
+            Selection(output["include"], output["exclude"]), embeddings, convolutions, save_rest
+        ),
+        dtype=output["dtype"],
+        device=output["device"],
+        memory=output["memory"],
+        threads=output["threads"],
+        force=output["force"],
+        restart=output["restart"],
     )
     if output["dry_run"]:
-        found = check_extract(request)
-        roles = ("linear", "embedding") if embeddings else ("linear",)
-        factored = sum(one.role in roles and one.name in request.selection for one in found)
-        plan = {
-            "command": "lora-extract",
-            "output": str(request.target),
-            "factored": factored,
-            "others": len(found) - factored,
-            "bytes_read": 2 * request.base.nbytes,
-        }
+        plan = describe_extract(request, check_extract(request))
         streams.document(plan)
         if not streams.json:
             print_extract_plan(plan)

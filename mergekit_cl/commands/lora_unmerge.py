@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from mergekit_cl.commands.merge_run import finish_merge
-from mergekit_cl.commands.options import everywhere, output_options
+from mergekit_cl.commands.options import everywhere, output_options, plain_output
 from mergekit_cl.commands.streams import Streams
 
 
@@ -30,9 +31,7 @@ def command(
     clmerge lora-unmerge merged --base models/base -o base-again
     """
     from mergekit_cl.checkpoint import open_checkpoint
-    from mergekit_cl.merging import OutputOptions
     from mergekit_cl.methods.lora_unmerge import unmerge_method
-    from mergekit_cl.plan import Selection
 
     method = unmerge_method(
         open_checkpoint(merged, headers_only=output["dry_run"]),
@@ -40,16 +39,5 @@ def command(
         approximate=approximate,
         headers_only=output["dry_run"],
     )
-    options = OutputOptions(
-        target=output["output"],
-        force=output["force"],
-        restart=output["restart"],
-        device=output["device"],
-        shard_size=output["shard_size"],
-        memory=output["memory"],
-        threads=output["threads"],
-        selection=Selection(output["include"], output["exclude"]),
-        report=False,
-        allow_nonfinite=True,
-    )
+    options = replace(plain_output(output), report=False, allow_nonfinite=True)
     return finish_merge(method, options, dry_run=output["dry_run"], streams=streams)

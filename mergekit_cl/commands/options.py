@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,8 +28,8 @@ def everywhere(command: Command) -> Command:
     return command
 
 
-def output_options(default: str | None) -> Callable[[Command], Command]:
-    """Options of every command that writes."""
+def output_options(default: str | None, *, sharded: bool = True) -> Callable[[Command], Command]:
+    """Options of every command that writes; `sharded`: into as many weight files as it takes."""
     kept = click.option(
         "-o",
         "--output",
@@ -37,6 +38,9 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
         type=click.Path(path_type=Path),
         help="Where the result goes; x.safetensors writes one file.",
     )
+    size = click.option(
+        "--shard-size", type=Size(), default="5GB", show_default=True, help="Per weight file."
+    )
     return stacked(
         kept,
         click.option("--force", is_flag=True, help="Replace an output that clmerge made."),
@@ -44,9 +48,7 @@ def output_options(default: str | None) -> Callable[[Command], Command]:
         click.option(
             "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."
         ),
-        click.option(
-            "--shard-size", type=Size(), default="5GB", show_default=True, help="Per weight file."
-        ),
+        *([size] if sharded else []),
         click.option("--memory", type=Size(), help="Bound on all buffers together."),
         click.option("--threads", type=click.IntRange(1), help="Workers; default one per core."),
         click.option("--include", multiple=True, metavar="GLOB", help="Only these tensors."),
@@ -119,23 +121,31 @@ def _merging_options(command: Command) -> Command:
     )(command)
 
 
-def merge_output(values: dict[str, Any]) -> OutputOptions:
-    """The library's output options from a merge command's values."""
-    from mergekit_cl.decide.policy import DEFAULT
+def plain_output(values: dict[str, Any], copied: tuple[str, ...] = ()) -> OutputOptions:
+    """The library's output options from those of every command that writes a checkpoint."""
     from mergekit_cl.merging import OutputOptions
     from mergekit_cl.plan import Selection
-    from mergekit_cl.policyfile import read_policy
 
     return OutputOptions(
         target=values["output"],
         force=values["force"],
         restart=values["restart"],
-        dtype=values["dtype"],
         device=values["device"],
         shard_size=values["shard_size"],
         memory=values["memory"],
         threads=values["threads"],
-        selection=Selection(values["include"], (*values["exclude"], *values["copy"])),
+        selection=Selection(values["include"], (*values["exclude"], *copied)),
+    )
+
+
+def merge_output(values: dict[str, Any]) -> OutputOptions:
+    """The same from a merge command's values."""
+    from mergekit_cl.decide.policy import DEFAULT
+    from mergekit_cl.policyfile import read_policy
+
+    return replace(
+        plain_output(values, values["copy"]),
+        dtype=values["dtype"],
         report=not values["no_report"],
         strict=values["strict"],
         publish_anyway=values["publish_anyway"],

@@ -84,9 +84,12 @@ def _fisher(path: str, opened: Checkpoint) -> dict[str, Any]:
 def _adapter(path: str, opened: Checkpoint) -> dict[str, Any]:
     place = opened.root / CONFIG
     config = read_object(place) if place.is_file() else {}
+    made, unread = _section(lambda: _made_in(opened.root / "clmerge"))
     return {
         **_common("adapter", path, opened),
         "adapter": describe_adapter(config, opened.tensors),
+        "made": made,
+        "notes": unread,
     }
 
 
@@ -132,7 +135,11 @@ def _frame(kind: str, path: str, files: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _made_beside(opened: Checkpoint) -> dict[str, Any] | None:
-    manifest = find_manifest(opened.side_folder)
+    return _made_in(opened.side_folder)
+
+
+def _made_in(folder: Path) -> dict[str, Any] | None:
+    manifest = find_manifest(folder)
     return None if manifest is None else describe_made(read_recorded(manifest))
 
 

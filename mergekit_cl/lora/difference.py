@@ -11,7 +11,7 @@ from mergekit_cl.finite import count_nonfinite, nonfinite_input
 if TYPE_CHECKING:
     import torch
 
-Role = Literal["linear", "embedding", "other"]
+Role = Literal["linear", "embedding", "convolution", "experts", "other"]
 
 EMBEDDINGS = ("embed", "wte", "wpe", "shared")
 FLOAT64_ELEMENTS = 2**24
@@ -43,7 +43,7 @@ def difference_of(tuned: Checkpoint, base: Checkpoint, name: str) -> torch.Tenso
     import torch
 
     info = base.tensors[name]
-    wide = torch.float64 if info.numel <= FLOAT64_ELEMENTS else torch.float32
+    wide = torch.float64 if wide_bytes(info) == 8 else torch.float32
     found = torch.empty(info.numel, dtype=wide)
     for start in range(0, info.numel, STEP):
         stop = min(start + STEP, info.numel)
@@ -59,9 +59,18 @@ def difference_of(tuned: Checkpoint, base: Checkpoint, name: str) -> torch.Tenso
     return found.reshape(info.shape)
 
 
+def wide_bytes(info: TensorInfo) -> int:
+    """Bytes per element in which a difference is decomposed."""
+    return 8 if info.numel <= FLOAT64_ELEMENTS else 4
+
+
 def _role(info: TensorInfo) -> Role:
     module, _, leaf = info.name.rpartition(".")
-    if len(info.shape) != 2 or leaf != "weight" or not module:
-        return "other"
     own = module.rpartition(".")[2]
+    if not module or len(info.shape) < 2 or not info.numel:
+        return "other"
+    if leaf != "weight":
+        return "experts" if len(info.shape) == 3 and own == "experts" else "other"
+    if len(info.shape) > 2:
+        return "convolution"
     return "embedding" if any(part in own for part in EMBEDDINGS) else "linear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,8 +16,12 @@ POWER_STEPS = 4
 FIRST_SKETCH = 64
 
 
+NORM_STEP = 2**20
+"""Elements whose squares are summed at once, in float64."""
+
+
 class Factors(NamedTuple):
-    """difference ~ up @ down: up (out, r), down (r, in), float32. error, norm: Frobenius."""
+    """difference ~ up @ down: up (out, r), down (r, in). error, norm: Frobenius."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -24,23 +29,45 @@ class Factors(NamedTuple):
     norm: float
 
 
-def factors_of(difference: torch.Tensor, *, rank: int | None, energy: float | None) -> Factors:
-    """Truncated SVD of an (out, in) matrix, in its own dtype; overwrites the matrix.
+def factors_of(
+    difference: torch.Tensor,
+    *,
+    rank: int | None,
+    energy: float | None,
+    dtype: torch.dtype | None = None,
+) -> Factors:
+    """Truncated SVD of an (out, in) matrix, in its own dtype and place; overwrites the matrix.
 
-    rank: of the factors, at most. energy: the least rank that keeps this share of the squared
-    singular values. The error is that of the factors as they are returned. Source: Halko,
-    Martinsson and Tropp 2011, algorithm 4.4, with a fixed seed, for large matrices.
+    dtype: of the factors; float32 if None. rank: of the factors, at most. energy: the least rank
+    that keeps this share of the squared singular values. The error is that of the factors as they
+    are returned, which is on the CPU. Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, with
+    a fixed seed, for large matrices.
     """
     import torch
 
-    norm = float(difference.double().norm())
+    norm = frobenius(difference)
     left, values, right = _svd(difference, rank, energy, norm)
     kept = _rank(values, rank, energy, norm)
     root = values[:kept].sqrt()
-    up = (left[:, :kept] * root).to(torch.float32).contiguous()
-    down = (root[:, None] * right[:kept]).to(torch.float32).contiguous()
+    stored = dtype or torch.float32
+    up = (left[:, :kept] * root).to(stored).contiguous()
+    down = (root[:, None] * right[:kept]).to(stored).contiguous()
     difference.addmm_(up.to(difference.dtype), down.to(difference.dtype), alpha=-1)
-    return Factors(down, up, float(difference.double().norm()), norm)
+    return Factors(down.cpu(), up.cpu(), frobenius(difference), norm)
+
+
+def frobenius(matrix: torch.Tensor) -> float:
+    """Its norm, summed in float64 without a copy of all of it."""
+    flat = matrix.reshape(-1)
+    steps = range(0, flat.numel(), NORM_STEP)
+    squares = (float(flat[at : at + NORM_STEP].double().square().sum()) for at in steps)
+    return math.sqrt(math.fsum(squares))
+
+
+def extract_bytes(rows: int, columns: int, item: int, rank: int | None) -> int:
+    """Memory that the factors of one difference take, where their rank is known before."""
+    width = min(rows, columns) if rank is None else min(rank + OVERSAMPLE, rows, columns)
+    return item * (2 * rows * columns + 4 * width * (rows + columns)) + 2 * 8 * NORM_STEP
 
 
 def _svd(
@@ -76,6 +103,7 @@ def _projected(matrix: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Te
 
     seeded = torch.Generator().manual_seed(0)
     start = torch.randn(matrix.shape[1], width, generator=seeded, dtype=matrix.dtype)
+    start = start.to(matrix.device)
     basis = torch.linalg.qr(matrix @ start).Q
     for _ in range(POWER_STEPS):
         basis = torch.linalg.qr(matrix.T @ basis).Q

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
+from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.compatible import check_mergeable, check_same_tensors
+from mergekit_cl.device import choose_device
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError, MismatchError, OutputError
+from mergekit_cl.errors import ClmergeError, MismatchError, OptionError, OutputError
 from mergekit_cl.lora.adapter import CONFIG, PREFIX
 from mergekit_cl.lora.adapterfile import AdapterFile
-from mergekit_cl.lora.difference import Candidate, candidates, difference_of
-from mergekit_cl.lora.extract import Factors, factors_of
+from mergekit_cl.lora.difference import Candidate, candidates, difference_of, wide_bytes
+from mergekit_cl.lora.extract import Factors, extract_bytes, factors_of, frobenius
 from mergekit_cl.lora.forms import stores_transposed
+from mergekit_cl.lora.holding import Held, Kept, Wanted, hold
 from mergekit_cl.manifest import FORMAT, describe_input, read_manifest, versions, write_json
+from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_apart, check_replaceable, side_folder
-from mergekit_cl.plan import Selection
 from mergekit_cl.report.progress import Start
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 FACTORS = {
     "linear": ("lora_A.weight", "lora_B.weight"),
+    "convolution": ("lora_A.weight", "lora_B.weight"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
 }
 
@@ -38,8 +43,8 @@ FACTORS = {
 class ExtractRequest:
     """What to extract, and where to.
 
-    rank: of each pair of factors, or energy: the share of each difference's square to keep.
-    embeddings: factor those too. save_rest: keep changed norms and the like whole.
+    rank: of each pair of factors, or energy: the share of each difference's square to keep. dtype:
+    of the factors, as safetensors spells it. device: by name. memory: bytes that may be used.
     """
 
     tuned: Checkpoint
@@ -47,9 +52,11 @@ class ExtractRequest:
     target: Path
     rank: int | None
     energy: float | None
-    embeddings: bool = False
-    save_rest: bool = False
-    selection: Selection = field(default_factory=Selection)
+    wanted: Wanted
+    dtype: str = "F32"
+    device: str = "auto"
+    memory: int | None = None
+    threads: int | None = None
     force: bool = False
     restart: bool = False
 
@@ -58,24 +65,37 @@ class ExtractRequest:
         return {
             "rank": self.rank,
             "energy": self.energy,
-            "embeddings": self.embeddings,
-            "save_rest": self.save_rest,
-            "include": list(self.selection.include),
-            "exclude": list(self.selection.exclude),
+            "embeddings": self.wanted.embeddings,
+            "convolutions": self.wanted.convolutions,
+            "save_rest": self.wanted.save_rest,
+            "include": list(self.wanted.selection.include),
+            "exclude": list(self.wanted.selection.exclude),
+            "dtype": self.dtype,
+            "device": self.place().type,
         }
+
+    def place(self) -> torch.device:
+        """Where differences are decomposed: `auto` is a GPU if there is one."""
+        import torch
+
+        if self.device == "auto" and torch.cuda.is_available():
+            return torch.device("cuda")
+        return choose_device(self.device)
 
 
 class Extracted(NamedTuple):
     """One tensor that changed. rank: None where it is saved whole or left out, which `kept` says.
 
-    norm: Frobenius norm of the difference. error: of what the adapter does not hold of it.
+    norm: Frobenius norm of the difference. error: of what the adapter does not hold of it. why: it
+    is left out.
     """
 
     name: str
-    kept: str  # "factors", "whole" or "left out"
+    kept: Kept
     rank: int | None
     norm: float
     error: float
+    why: str | None = None
 
 
 def check_extract(request: ExtractRequest) -> list[Candidate]:
@@ -84,8 +104,49 @@ def check_extract(request: ExtractRequest) -> list[Candidate]:
     check_apart(request.target, pair)
     check_mergeable(pair)
     check_same_tensors(pair)
-    request.selection.check(request.base)
-    return candidates(request.base)
+    request.wanted.selection.check(request.base)
+    found = candidates(request.base)
+    needed = memory_needed(request, found)
+    if request.memory is not None and request.memory < needed:
+        raise OptionError(
+            "the memory limit is too small for the largest weight",
+            detail=f"--memory {request.memory}: {needed} bytes are needed",
+            hint=f"--memory {-(-needed // 2**20)}MiB, or --exclude it",
+        )
+    return found
+
+
+def memory_needed(request: ExtractRequest, found: Sequence[Candidate]) -> int:
+    """Bytes that the largest weight takes that may have to be factored."""
+    wanted = request.wanted
+    return max(
+        (
+            extract_bytes(
+                c.info.shape[0],
+                c.info.numel // c.info.shape[0],
+                wide_bytes(c.info),
+                request.rank,
+            )
+            for c in found
+            if c.role in wanted.roles and c.name in wanted.selection
+        ),
+        default=0,
+    )
+
+
+def describe_extract(request: ExtractRequest, found: Sequence[Candidate]) -> dict[str, Any]:
+    """What `--dry-run` prints: which weights may be factored, if they differ at all."""
+    held = hold(found, request.wanted)
+    factored = sum(one.kept == "factors" for one in held)
+    return {
+        "command": "lora-extract",
+        "output": str(request.target),
+        "factored": factored,
+        "others": len(held) - factored,
+        "bytes_read": 2 * request.base.nbytes,
+        "buffer_bytes": memory_needed(request, found),
+        "device": request.place().type,
+    }
 
 
 def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
@@ -100,15 +161,17 @@ def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
     staging = Staging(request.target)
     if staging.complete() is not None:
         staging.discard()
+    identity = {"command": "lora-extract", "options": request.options(), "inputs": inputs}
     done = read_manifest(side_folder(request.target))
     if done is not None and _is_same(done, request, inputs):
+        staging.clear(identity)
         return {**done, "state": "up to date"}
     check_replaceable(request.target, force=request.force)
-    identity = {"command": "lora-extract", "options": request.options(), "inputs": inputs}
     staging.open(identity, restart=request.restart)
     try:
         changed = [c for c in found if digests[0][c.name] != digests[1][c.name]]
-        extracted = _write(request, changed, staging.out, progress)
+        with _threads(request.threads):
+            extracted = _write(request, hold(changed, request.wanted), staging.out, progress)
         made = {
             "format": FORMAT,
             "command": "lora-extract",
@@ -118,6 +181,7 @@ def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
             "extracted": [one._asdict() for one in extracted],
             "versions": versions(),
             "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
         }
         write_json(staging.out / "clmerge" / "manifest.json", made)
         staging.publish()
@@ -164,21 +228,25 @@ def _is_same(
 
 
 def _write(
-    request: ExtractRequest, changed: list[Candidate], out: Path, progress: Start
+    request: ExtractRequest, held: Sequence[Held], out: Path, progress: Start
 ) -> list[Extracted]:
-    factored = {c.name: c for c in changed if _is_factored(c, request)}
-    targets = {c.module for c in factored.values()}
-    # A module that is factored cannot be saved whole too: its bias stays out.
-    rest = [c for c in changed if c.name not in factored and c.name in request.selection]
-    saved = {c.module for c in rest if request.save_rest and c.module not in targets | {""}}
+    factored = {h.candidate.name: h.candidate for h in held if h.kept == "factors"}
+    saved = {h.candidate.module for h in held if h.kept == "whole"}
     whole = {c.name: c for c in candidates(request.base) if c.module in saved}
+    if not factored and not whole:
+        raise MismatchError(
+            "there is nothing to extract",
+            detail=f"{request.tuned.path} and {request.base.path}: "
+            f"{len(held)} tensors differ, none that an adapter could hold as asked",
+            hint="--embeddings, --convolutions and --save-rest take more" if held else None,
+        )
     tensors = [(PREFIX + name, c.info.dtype, len(c.info.shape)) for name, c in whole.items()]
     keys: dict[str, tuple[Candidate, int]] = {}
     for c in factored.values():
         for side, factor in enumerate(FACTORS[c.role]):
             keys[f"{PREFIX}{c.module}.{factor}"] = (c, side)
-            tensors.append((f"{PREFIX}{c.module}.{factor}", "F32", 2))
-    advance = progress("lora-extract", sum(2 * c.info.nbytes for c in changed))
+            tensors.append((f"{PREFIX}{c.module}.{factor}", request.dtype, len(c.info.shape)))
+    advance = progress("lora-extract", sum(2 * h.candidate.info.nbytes for h in held))
     extracted: list[Extracted] = []
     made: dict[str, Factors] = {}
     with AdapterFile(out / WEIGHTS, tensors) as file:
@@ -192,42 +260,55 @@ def _write(
                 made[candidate.name] = _factors(request, candidate)
             one = made[candidate.name]
             matrix = one.up if side else one.down
-            file.append(key, tuple(matrix.shape), _bytes(matrix.flatten()))
+            shape = _factor_shape(candidate, tuple(matrix.shape), side)
+            file.append(key, shape, _bytes(matrix.flatten()))
             if side:
                 del made[candidate.name]
                 rank = one.down.shape[0]
                 extracted.append(Extracted(candidate.name, "factors", rank, one.norm, one.error))
                 advance(2 * candidate.info.nbytes)
         file.finish()
-    for c in changed:
-        if c.name not in factored:
-            norm = float(difference_of(request.tuned, request.base, c.name).double().norm())
-            kept = c.name in whole
-            error = 0.0 if kept else norm
-            extracted.append(Extracted(c.name, "whole" if kept else "left out", None, norm, error))
-            advance(2 * c.info.nbytes)
-    if not factored and not whole:
-        raise MismatchError(
-            "there is nothing to extract",
-            detail=f"{request.tuned.path} and {request.base.path}: "
-            f"{len(changed)} tensors differ, none that an adapter could hold as asked",
-            hint="--embeddings and --save-rest take more" if changed else None,
-        )
+    for candidate, kept, why in held:
+        if kept != "factors":
+            norm = frobenius(difference_of(request.tuned, request.base, candidate.name))
+            error = 0.0 if kept == "whole" else norm
+            extracted.append(Extracted(candidate.name, kept, None, norm, error, why))
+            advance(2 * candidate.info.nbytes)
     ranks = {factored[e.name].module: e.rank for e in extracted if e.rank is not None}
     write_json(out / CONFIG, _config(request, ranks, sorted(saved)))
     return extracted
 
 
-def _is_factored(candidate: Candidate, request: ExtractRequest) -> bool:
-    roles = ("linear", "embedding") if request.embeddings else ("linear",)
-    return candidate.role in roles and candidate.name in request.selection
+def _factor_shape(candidate: Candidate, shape: tuple[int, ...], side: int) -> tuple[int, ...]:
+    """As PEFT stores it: the first convolution is as wide as the layer's, the second is of 1."""
+    if candidate.role != "convolution":
+        return shape
+    behind = candidate.info.shape[1:]
+    return (*shape, *(1 for _ in behind[1:])) if side else (shape[0], *behind)
 
 
 def _factors(request: ExtractRequest, candidate: Candidate) -> Factors:
-    difference = difference_of(request.tuned, request.base, candidate.name)
+    found = difference_of(request.tuned, request.base, candidate.name).flatten(1)
     if candidate.role == "embedding" or _is_transposed(request, candidate.module):
-        difference = difference.T.contiguous()
-    return factors_of(difference, rank=request.rank, energy=request.energy)
+        found = found.T.contiguous()
+    return factors_of(
+        found.to(request.place()),
+        rank=request.rank,
+        energy=request.energy,
+        dtype=torch_dtype(request.dtype),
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_transposed(request: ExtractRequest, module: str) -> bool:

@@ -41,6 +41,8 @@ class Planes:
         import numpy as np
         import torch
 
+        if start == stop:  # no bytes have no dtype to be seen as
+            return torch.empty(0, dtype=torch_dtype(tensor.dtype))
         planes = itemsize(tensor.dtype)
         found = np.empty((stop - start) * planes, dtype=np.uint8)
         filled = 0

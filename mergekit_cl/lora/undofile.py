@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.checkpoint.dtypes import itemsize
-from mergekit_cl.checkpoint.header import serialize
+from mergekit_cl.checkpoint.header import read_header, serialize
 from mergekit_cl.lora.planes import FRAME, pack
 
 if TYPE_CHECKING:
@@ -28,6 +28,28 @@ FILE = "undo.safetensors"
 KEY = "clmerge.undo"
 FORMAT = "clmerge.undo/1"
 TENSOR, COMPANION = "tensor/", "file/"
+PIECE = 2**22
+
+
+class Written(NamedTuple):
+    """nbytes: of the file. digest: blake3 of what is behind its header, and then of the header."""
+
+    nbytes: int
+    digest: str
+
+
+def undo_digest(path: Path) -> str:
+    """The digest that `write_undo` gave of a file; raises FormatError where its header is bad."""
+    from blake3 import blake3
+
+    digest = blake3()
+    with path.open("rb") as stream:
+        header = read_header(stream, path.stat().st_size, str(path))
+        stream.seek(len(header.raw))
+        while piece := stream.read(PIECE):
+            digest.update(piece)
+    digest.update(header.raw)
+    return digest.hexdigest()
 
 
 def write_undo(
@@ -38,12 +60,14 @@ def write_undo(
     files: Mapping[str, Path],
     *,
     weights_digest: str,
-) -> int:
-    """Write the file, one frame after the other; returns its bytes.
+) -> Written:
+    """Write the file, one frame after the other.
 
     names: tensors of the base to keep. files: companions to keep. weights_digest: of the merged
     weights, which it belongs to. Memory: a few frames per core.
     """
+    from blake3 import blake3
+
     stored = {name: _how(base, merged, name) for name in names}
     said = {"format": FORMAT, "weights_digest": weights_digest, "stored": stored}
     metadata = {KEY: json.dumps(said, sort_keys=True), "format": "pt"}
@@ -51,6 +75,7 @@ def write_undo(
     # Sizes are known at the end: room for the header is kept by the longest it could be.
     reserved = len(serialize([(key, "U8", (2**60,)) for key in keys], metadata).raw)
     sizes = dict.fromkeys(keys, 0)
+    digest = blake3()
     with path.open("wb") as stream, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         stream.seek(reserved)
         for key in keys:
@@ -61,11 +86,13 @@ def write_undo(
                 parts = _frames(pool, base, merged if stored[name] == "xor" else None, name)
             for part in parts:
                 stream.write(part)
+                digest.update(part)
                 sizes[key] += len(part)
         header = serialize([(k, "U8", (n,)) for k, n in sizes.items()], metadata, length=reserved)
         stream.seek(0)
         stream.write(header.raw)
-    return header.file_bytes
+    digest.update(header.raw)
+    return Written(header.file_bytes, digest.hexdigest())
 
 
 def _how(base: Checkpoint, merged: Checkpoint, name: str) -> str:

@@ -178,6 +178,7 @@ def _beside(
         with open_checkpoint(out) as merged:
             side.mkdir(exist_ok=True)
             path = side / UNDO_FILE
-            made["bytes"] = write_undo(path, base, merged, names, files, weights_digest=digest)
+            written = write_undo(path, base, merged, names, files, weights_digest=digest)
+        made["bytes"], made["digest"] = written
         made["tensor_bytes"] = sum(base.tensors[name].nbytes for name in names)
     return {"undo": made}

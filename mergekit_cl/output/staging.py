@@ -29,7 +29,7 @@ RUN, PUBLISHING = "run.json", "publishing.json"
 """The place's state: a run is unfinished, or complete and on its way to the target. Both hold
 {"run": identity, "folders": those made above the target}; the second also {"manifest": its digest,
 "replaced": names of an older output that give way}."""
-OF_AN_OUTPUT = ("divergence.json", "carry.safetensors")
+OF_AN_OUTPUT = ("divergence.json", "report.html", "carry.safetensors", "undo.safetensors")
 
 
 class Staging:

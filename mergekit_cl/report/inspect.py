@@ -148,6 +148,15 @@ def _counted(level: Any) -> str:
     return "token" if level == "sequence" else "label"
 
 
+def _undo(undo: Mapping[str, Any]) -> str:
+    """How `lora-unmerge` gets the base back."""
+    count = len(mapping(undo.get("tensors")))
+    if undo.get("kind") == "xor":
+        held = number(undo.get("bytes"))
+        return f"{count:,} tensors, from {size(held) if held else 'bits'} in undo.safetensors"
+    return f"{count:,} tensors, from {shown(undo.get('path'), WIDE)}"
+
+
 def _made(made: Mapping[str, Any]) -> list[Row]:
     options = mapping(made.get("options"))
     # What is not set, or set to no, says little.
@@ -164,6 +173,8 @@ def _made(made: Mapping[str, Any]) -> list[Row]:
     rows.append(("tensors", ", ".join(f"{n:,} {shown(a, 20)}" for a, n in _few(made["actions"]))))
     for output in mappings(made.get("outputs"))[:1]:
         rows.append(("weights", shown(output.get("weights_digest"), WIDE)))
+    if undo := mapping(made.get("undo")):
+        rows.append(("undo", _undo(undo)))
     verdict = mapping(made.get("verdict"))
     if verdict:
         rows.append(("verdict", "lossy" if verdict.get("lossy") else "ok"))

@@ -35,7 +35,19 @@ def merge_document(outcome: MergeOutcome) -> dict[str, Any]:
         "bytes_per_second": round(outcome.bytes_moved / seconds) if seconds else None,
         "peak_memory_bytes": outcome.manifest.get("peak_memory_bytes"),
         "device": outcome.device,
+        **_undone(outcome.manifest),
     }
+
+
+def _undone(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a merge of adapters how it can be undone; of what was taken back how far from the base."""
+    found: dict[str, Any] = {}
+    if isinstance(undo := made.get("undo"), Mapping):
+        told = {key: undo.get(key) for key in ("kind", "path", "bytes", "tensor_bytes")}
+        found["undo"] = {**told, "tensors": len(undo["tensors"])}
+    if "drift" in made:
+        found["drift"] = made["drift"]
+    return found
 
 
 def print_merge(outcome: MergeOutcome) -> None:

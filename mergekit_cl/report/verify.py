@@ -29,6 +29,9 @@ LABELS = {
     "fisher_unreadable": "unreadable sidecar",
     "carry_stale": "residuals of other weights",
     "carry_unreadable": "residuals not readable",
+    "undo_stale": "undo of another merge",
+    "undo_changed": "undo file changed",
+    "undo_unreadable": "undo not readable",
     "divergence_verdict": "another verdict than recorded",
     "divergence_unreadable": "report not readable",
 }
