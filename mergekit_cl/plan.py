@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -93,7 +94,7 @@ class Plan:
     config: Mapping[str, object] = field(default_factory=dict)
     tokenizer: Path | None = None
 
-    @property
+    @cached_property
     def bytes_read(self) -> int:
         """Bytes of all operands."""
         return sum(o.info.nbytes for step in self.steps.values() for o in step.operands)

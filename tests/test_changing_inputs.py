@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from making import files_below, linear, merge, model_tensors, silent, weight_bytes, write_model
 
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mergekit_cl.checkpoint.positioned import PositionedFile
 from mergekit_cl.errors import InputError, Interrupted, OutputError
 
 LIMIT = 900
@@ -188,4 +190,27 @@ def test_a_file_cut_short_is_an_error_of_the_input(inputs: list[Path], tmp_path:
     acting = after_spans(1, lambda: os.truncate(file, 3000))
     with pytest.raises(InputError, match=r"shorter|changed while"):
         merge(linear(inputs), tmp_path / "out", acting, threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 2**20])
+@pytest.mark.parametrize("number", [1, 2, 9])
+def test_a_file_cut_short_between_two_of_its_blocks_is_one_error_and_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, number: int
+) -> None:
+    inputs = [write_model(tmp_path / name, {"w": torch.ones(2**20)}) for name in "ab"]
+    file = inputs[1] / "model.safetensors"
+    real, blocks = PositionedFile.block, []
+
+    def block(self: PositionedFile, tensor: TensorInfo, start: int, stop: int) -> Any:
+        found = real(self, tensor, start, stop)
+        blocks.append(found)  # still in use when the file is cut
+        if len(blocks) == number:
+            os.truncate(file, size)
+        return found
+
+    monkeypatch.setattr(PositionedFile, "block", block)
+    with pytest.raises(InputError, match=r"shorter|changed while"):
+        merge(linear(inputs), tmp_path / "out", silent, threads=2)
+    assert all((found == 1).all() for found in blocks)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,12 @@ from making import (
 from mergekit_cl import compiling
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.compiled_block import CompiledBlocks
-from mergekit_cl.compiling import are_worth_compiling
+from mergekit_cl.compiling import are_worth_compiling, needs_torch
 from mergekit_cl.errors import NonFiniteError
 from mergekit_cl.merging import OutputOptions, make_plan
 from mergekit_cl.methods.ema import ema_method
 from mergekit_cl.methods.method import Method
+from mergekit_cl.plan import Selection
 
 
 def two(folder: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> list[Path]:
@@ -139,4 +143,44 @@ def test_three_inputs_have_no_compiled_form(
     made = counted(monkeypatch)
     monkeypatch.setattr(compiling, "WORTHWHILE", 0)
     merge(linear([*inputs, inputs[0]]), tmp_path / "out")
-    assert not any(made)
+    assert made == []
+
+
+@pytest.mark.parametrize("report", [True, False])
+@pytest.mark.parametrize("command", ["linear-merge", "fisher-merge"])
+def test_a_merge_of_two_that_is_compiled_loads_no_torch(
+    tmp_path: Path, command: str, report: bool
+) -> None:
+    inputs = two(tmp_path, (BF16, F32))
+    line = [command, *map(str, inputs), "-o", str(tmp_path / "out"), "--quiet"]
+    code = (
+        "import sys\n"
+        "from mergekit_cl import cli, compiling\n"
+        "compiling.WORTHWHILE = 0\n"
+        "try:\n    cli.main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('torch' in sys.modules)\n"
+    )
+    more = [] if report else ["--no-report"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *line, *more], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "False\n", ran.stderr
+
+
+@pytest.mark.parametrize("exclude", [(), ("long",)])
+@pytest.mark.parametrize("dtypes", [(BF16, BF16), (F16, F16)])
+def test_torch_is_loaded_where_something_needs_it(
+    tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype], exclude: tuple[str, ...]
+) -> None:
+    inputs = two(tmp_path, dtypes)
+    options = OutputOptions(tmp_path / "out", selection=Selection(exclude=exclude))
+    plan = make_plan(averaged(inputs), options)
+    slow = F16 in dtypes
+    assert needs_torch(plan, compiled=True, report=True) == slow
+    assert needs_torch(plan, compiled=False, report=False)
+    three = make_plan(linear([*inputs, inputs[0]]), options)
+    assert needs_torch(three, compiled=True, report=False)
+    copied = make_plan(averaged(inputs), replace(options, selection=Selection(exclude=("*",))))
+    assert not needs_torch(copied, compiled=False, report=False)
+    assert needs_torch(copied, compiled=False, report=True)

@@ -1,7 +1,7 @@
 """Opening checkpoints: `open_checkpoint(path)` gives a `Checkpoint` of `TensorInfo`s.
 
-places.py finds the files, header.py reads safetensors layouts, mapped.py and pickled.py hand out
-elements, checkpoint.py joins them.
+places.py finds the files, header.py reads safetensors layouts, positioned.py, mapped.py, pickled.py
+and remote.py hand out elements (arrays.py says in what), checkpoint.py joins them.
 """
 
 from mergekit_cl.checkpoint.checkpoint import Checkpoint, open_checkpoint
