@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from mergekit_cl.continual.buckets import local
 from mergekit_cl.errors import MismatchError, OptionError
 from mergekit_cl.merge.ema import decay_of_half_life, decays, ema_update
 from mergekit_cl.merge.kernel import SCRATCH_BUFFERS
@@ -162,9 +163,9 @@ def same_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], what:
 
 
 def _average_into(state: Tensor, online: Tensor, decay: float) -> None:
-    flat, other = state.view(-1), online.reshape(-1)
+    flat, other = local(state).view(-1), local(online).reshape(-1)
     length = min(PIECE, flat.numel())
-    scratch = [torch.empty(length, device=state.device) for _ in range(SCRATCH_BUFFERS)]
+    scratch = [torch.empty(length, device=flat.device) for _ in range(SCRATCH_BUFFERS)]
     for first in range(0, flat.numel(), PIECE):
         piece = flat[first : first + PIECE]
         newest = other[first : first + PIECE].to(piece.device, torch.float32)

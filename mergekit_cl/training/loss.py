@@ -163,7 +163,7 @@ def row_losses(
     nats: list[float] = []
     tokens: list[int] = []
     correct: list[bool] = []
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode, whose tensors FSDP cannot train with later
         for batch in encoded.batches(size):
             here = batch.to(device)
             logits = model(**here.inputs).logits

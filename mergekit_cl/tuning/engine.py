@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine:
-    """One process among those of a run. module: what is called to train, once it is prepared."""
+    """One process among those of a run.
+
+    module: what is called to train, once it is prepared. sharded: each process holds a part of
+    every weight (FSDP2). tracked: whether trackers listen.
+    """
 
     accelerator: Any
     precision: str = "float32"
     module: Any = None
     tracked: bool = False
+    sharded: bool = False
 
     @property
     def rank(self) -> int:
@@ -43,11 +48,6 @@ class Engine:
         return self.rank == 0
 
     @property
-    def sharded(self) -> bool:
-        """Whether each process holds a part of every weight (FSDP2)."""
-        return bool(self.accelerator.is_fsdp2)
-
-    @property
     def device(self) -> torch.device:
         """Where this process computes."""
         device: torch.device = self.accelerator.device
@@ -55,7 +55,11 @@ class Engine:
 
     def prepare(self, module: nn.Module) -> None:
         """Place the model, and let its gradients meet where there are several processes."""
-        self.module = self.accelerator.prepare(module)
+        if self.sharded:
+            shard(module.to(self.device))
+            self.module = module
+        else:
+            self.module = self.accelerator.prepare(module)
 
     def computing(self) -> AbstractContextManager[Any]:
         """Within, products are taken in the precision that was asked for."""
@@ -67,12 +71,26 @@ class Engine:
         """Add the gradient of one part of a batch."""
         self.accelerator.backward(loss)
 
-    def apart(self, *, last: bool) -> AbstractContextManager[Any]:
+    @contextmanager
+    def apart(self, *, last: bool) -> Iterator[None]:
         """Around a part's forward and backward: only after the last one do gradients meet."""
-        if last:
-            return nullcontext()
-        apart: AbstractContextManager[Any] = self.accelerator.no_sync(self.module)
-        return apart
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)
+            yield
+        elif last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.module):
+                yield
+
+    def settle(self) -> None:
+        """Let go of whole weights that were put together to compute with, and not given back."""
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            for part in self.module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
 
     def total(self, values: list[float]) -> list[float]:
         """Sums over all processes; a collective."""
@@ -118,23 +136,38 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
+def shard(module: nn.Module) -> None:
+    """Divide every weight among the processes (FSDP2), layer by layer, in place."""
+    from torch.distributed.fsdp import fully_shard
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.ModuleList):
+            for layer in part:
+                if next(layer.parameters(), None) is not None:
+                    fully_shard(layer)
+    fully_shard(module)
+
+
 @contextmanager
-def engine(config: Config, folder: Path) -> Iterator[Engine]:
-    """Join the processes of this run, if a launcher started several, and leave them again."""
+def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[Engine]:
+    """Join the processes of this run, if a launcher started several, and leave them again.
+
+    unused: whether some weights get no gradient, which processes must then look for at every step.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # A layer that no row of a batch reaches (an expert, an unused pooler) has no gradient.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(config.trackers) or None,
         project_dir=str(folder),
-        kwargs_handlers=handlers,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
+    sharded = config.shard and accelerator.num_processes > 1
+    tracked = bool(config.trackers)
     try:
-        yield Engine(accelerator, config.optimizer.precision, tracked=bool(config.trackers))
+        yield Engine(accelerator, config.optimizer.precision, tracked=tracked, sharded=sharded)
     finally:
         accelerator.end_training()
         # It is kept as one for the whole program, which may train again.

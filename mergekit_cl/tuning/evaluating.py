@@ -18,7 +18,9 @@ def evaluate(
 ) -> dict[str, RowLosses]:
     """The losses of the model as it is, {suite: losses}, computed in float32; by all processes."""
     live.tuned.module.eval()
-    return {name: _losses(engine, live, name, rows, advance) for name, rows in suites.items()}
+    found = {name: _losses(engine, live, name, rows, advance) for name, rows in suites.items()}
+    engine.settle()
+    return found
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def estimate_fisher(
             raise DataError(
                 "the Fisher of a task cannot be taken", detail=f"{title}: {error}"
             ) from error
+        engine.settle()
         if engine.world > 1:
             from fisher.distributed import reduce_sums
 

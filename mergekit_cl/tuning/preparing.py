@@ -99,6 +99,12 @@ def _check_combinations(config: Config) -> None:
             f"{world} processes",
             hint="each process takes a row of every part, at least",
         )
+    if config.shard and config.lora is not None:
+        raise OptionError(
+            "an adapter is trained by processes that each hold the whole model",
+            detail="shard with lora",
+            hint="shard = false: an adapter's gradients and moments are small",
+        )
     ewc = config.ewc
     if ewc is not None and ewc.update == "proximal" and config.lora is not None:
         raise OptionError(

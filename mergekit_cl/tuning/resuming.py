@@ -12,7 +12,7 @@ from mergekit_cl.tuning.plain import from_yaml
 from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
 
-FREE = ("output", "save_every", "trackers")
+FREE = ("output", "save_every", "shard", "trackers")
 """Keys that change nothing about the weights: they may differ when a run goes on."""
 
 

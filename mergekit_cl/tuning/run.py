@@ -30,6 +30,7 @@ from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
 from mergekit_cl.tuning.preparing import Prepared, check_disk, prepare
+from mergekit_cl.tuning.probing import has_unused
 from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.resuming import check_same_config
@@ -105,8 +106,9 @@ def train(
         if before is not None and prepared.tuned.adapted:
             check_same_base(before, prepared.base)
         check_disk(config, prepared, checkpoint, folder.root)
+        unused = launched().world > 1 and has_unused(prepared.tuned, prepared.tasks[0])
         caught = stack.enter_context(deferred_interrupts())
-        among = stack.enter_context(engine(config, folder.root))
+        among = stack.enter_context(engine(config, folder.root, unused=unused))
         among.prepare(prepared.tuned.module)
         live = begin(config, prepared)
         if before is not None:

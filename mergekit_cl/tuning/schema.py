@@ -188,6 +188,7 @@ class Config(Section):
     gate: Gate | None = None
     drift: Drift | None = None
     fisher: bool = True
+    shard: bool = False
     save_every: Count = 100
     trackers: list[Literal["tensorboard", "wandb"]] = []
 
