@@ -41,6 +41,8 @@ examples: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/sentiment/run.sh
 	$(say) "running examples/published-pair: a real base and its fine-tune, seconds"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/published-pair/run.sh
+	$(say) "running examples/recipes: six ways to update a model, twenty to thirty minutes"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/recipes/run.sh
 
 lint: $(READY)
 	$(say) "ruff check, ruff format --check, mypy"
@@ -63,7 +65,7 @@ fuzz: $(READY)
 	$(say) "100,000 damaged checkpoints: two to three minutes"
 	@$(BIN)/python tests/fuzz_headers.py --count 100000 --seed $(or $(SEED),1)
 
-# The suite runs the examples with hardly any steps; here they run in full, a quarter of an hour.
+# The suite runs the examples with hardly any steps; here they run in full, three quarters of an hour.
 test-long: lint
 	$(say) "pytest, the long tests too"
 	@$(BIN)/python -m pytest

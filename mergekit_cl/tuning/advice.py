@@ -21,7 +21,7 @@ class Facts:
     of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many.
     calibrations: measured over predicted loss of each sidecar, None where it has none. largest:
     the greatest entry of any sidecar. stored: dtypes of the model's file. goes_on: whether the run
-    comes after another one's tasks.
+    comes after another one's tasks. protected: whether that one kept their Fisher.
     """
 
     steps: tuple[int, ...]
@@ -33,6 +33,7 @@ class Facts:
     largest: float = 0.0
     stored: frozenset[str] = frozenset()
     goes_on: bool = False
+    protected: bool = False
 
 
 def advice(config: Config, facts: Facts) -> list[str]:
@@ -68,7 +69,12 @@ def _ewc(config: Config, facts: Facts) -> Iterator[str]:
     ewc = config.ewc
     if ewc is None:
         return
-    if not protects(config, goes_on=facts.goes_on):
+    if facts.goes_on and not facts.protected:
+        yield (
+            "the run before had no [ewc] and kept no Fisher of its tasks, so they are not "
+            "protected; train from its model with ewc.sidecars and ewc.anchors, not --continue"
+        )
+    elif not protects(config, goes_on=facts.goes_on):
         yield (
             "[ewc] protects nothing in this run: it has one task and no sidecar of an earlier one; "
             "give ewc.sidecars and ewc.anchors, or --continue an earlier run"

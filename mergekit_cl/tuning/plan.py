@@ -26,6 +26,7 @@ from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config, Gate
 from mergekit_cl.tuning.spread import measure_spread
+from mergekit_cl.tuning.state import protected_tasks
 from mergekit_cl.tuning.strength import values_to_try
 from mergekit_cl.tuning.taskrows import Reader, TaskRows, read_tasks
 
@@ -43,6 +44,7 @@ def plan_training(
     run would.
     """
     before = {} if earlier is None else judged_before(RunFolder(earlier))
+    kept = earlier is not None and protected_tasks(RunFolder(earlier).state) > 0
     others = {**before, **gate_suites(config)}
     with open_checkpoint(config.model) as checkpoint:
         kind = architecture_of(checkpoint).task
@@ -56,7 +58,7 @@ def plan_training(
         held_out = {row.id for rows in others.values() for row in rows}
         tasks = read_tasks(config, reader, held_out)
         counts = count_weights(config, checkpoint)
-        held = footprint(config, counts, goes_on=earlier is not None)
+        held = footprint(config, counts, goes_on=kept)
         steps = tuple(
             steps_of(settings, len(task.encoded), config.batch.rows)
             for settings, task in zip(config.task, tasks, strict=True)
@@ -71,7 +73,7 @@ def plan_training(
             spread = _spread(config, checkpoint, sample, tell) if fits else None
             gate = _gate(config.gate, evaluated, steps, spread)
         facts = _facts(config, checkpoint, kind, tasks, steps, evaluated)
-        warnings = advice(config, replace(facts, goes_on=earlier is not None))
+        warnings = advice(config, replace(facts, goes_on=earlier is not None, protected=kept))
     return {
         "command": "train",
         "model": config.model,

@@ -110,6 +110,12 @@ def pointer(folder: Path) -> dict[str, str]:
     return {key: str(found[key]) for key in ("current", "accepted")}
 
 
+def protected_tasks(folder: Path) -> int:
+    """How many tasks the protection of the current state speaks of; 0 where there is none."""
+    now = pointer(folder)
+    return int(_numbers(folder / now["current"]).get("protected", 0)) if now else 0
+
+
 def _tensors(live: Live) -> dict[str, dict[str, Tensor]]:
     """{file: {name: values}}; of sharded tensors the whole, for which all processes meet."""
     files: dict[str, dict[str, Tensor]] = {

@@ -13,6 +13,7 @@ def test_there_are_the_examples_that_these_tests_are_about() -> None:
     assert {p.name for p in FOLDERS} == {
         "published-pair",
         "quickstart",
+        "recipes",
         "release",
         "sentiment",
         "trainer",

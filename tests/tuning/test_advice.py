@@ -33,6 +33,7 @@ def vars_of(facts: Facts) -> dict[str, Any]:
     [
         ("nothing holds forgetting back", {}, WELL),
         ("a guess until it is tuned", {"ewc": {"lambda": 10.0}}, WELL),
+        ("kept no Fisher of its tasks", {"ewc": PROTECTED}, changed(goes_on=True)),
         ("is not calibrated", {"ewc": PROTECTED}, changed(calibrations=(None,))),
         ("rose 35 times as much", {"ewc": PROTECTED}, changed(calibrations=(35.0,))),
         (

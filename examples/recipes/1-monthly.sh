@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# A monthly fine-tune of all weights, held back by EWC.
+. "$(dirname "$0")/../settings.sh"
+R=$D/recipes
+
+# The plan says what it takes, and what is known to go wrong with such a config.
+clmerge train "$R/monthly.toml" -o "$R/monthly" --dry-run
+clmerge train "$R/monthly.toml" -o "$R/monthly" --force \
+  --set task.0.steps="${CLMERGE_STEPS:-$(quick 2 100)}" || [ $? = 10 ]  # taken back by the gate
