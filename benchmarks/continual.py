@@ -7,7 +7,7 @@
 
 Each cell (suite/setting/method/seed) is a file in DIR, so that the run can be stopped and taken up
 again, or shared between processes with different --only. Set OMP_NUM_THREADS=1. Everything together
-takes about an hour on one core: digits 10 minutes, clothes 25, permuted digits 15, newsgroups 10.
+takes about an hour of one core: digits 10 minutes, clothes 25, permuted digits 15, newsgroups 10.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def run(wanted: list[Cell], work: Path) -> None:
     loaded: dict[str, Data] = {}
     missing = [cell for cell in wanted if not (work / cell.file).exists()]
     for place, cell in enumerate(missing, start=1):
+        if (work / cell.file).exists():
+            continue  # another process was here since
         name = cell.suite.data
         if name not in loaded:
             loaded[name] = load(name)

@@ -120,13 +120,13 @@ class Cell:
 
 
 def cells(seeds: int) -> list[Cell]:
-    """Every run, suite by suite and setting by setting."""
+    """Every run: suite by suite, and in each all of one seed before the next."""
     return [
         Cell(suite, setting, method, seed)
         for suite in SUITES
+        for seed in range(seeds)
         for setting in suite.settings
         for method in suite.methods()
-        for seed in range(seeds)
     ]
 
 

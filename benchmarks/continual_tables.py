@@ -52,10 +52,10 @@ def in_percent(values: Sequence[float | None]) -> str:
     return f"{mean} ± {statistics.stdev(known) / math.sqrt(len(known)):.1f}"
 
 
-def write(text: str, page: Path = PAGE) -> None:
-    """Put the tables between the page's marks."""
-    head, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not end:
-        raise SystemExit(f"error: {page} has no marks for the tables\n  {BEGIN} ... {END}")
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", "utf-8")
+def write(text: str, begin: str = BEGIN, end: str = END, page: Path = PAGE) -> None:
+    """Put tables between two marks of the page."""
+    head, _, rest = page.read_text("utf-8").partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise SystemExit(f"error: {page} has no marks for the tables\n  {begin} ... {end}")
+    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", "utf-8")

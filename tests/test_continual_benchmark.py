@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import continual, continual_suites, continual_tables
+from benchmarks import continual, continual_suites, continual_tables, continual_text
 from benchmarks.continual_data import Data, Split, hashed_words, load
 from benchmarks.continual_learners import (
     Learner,
@@ -20,7 +21,9 @@ from benchmarks.continual_learners import (
     split_tasks,
 )
 from examples.fetch import FetchError
+from examples.rows import write_rows
 from mergekit_cl.decide.task_matrix import summarise
+from tests.tiny_models import TEXTS, tiny_llama
 
 SHORT = Schedule(steps=60, hidden=64, fisher_rows=100)
 
@@ -130,3 +133,31 @@ def test_a_stopped_run_goes_on_and_its_tables_reach_the_page(
     assert "±" in rows["| naive"]
     assert "±" in rows["| EWC, exact, lambda 100"]
     assert rows["| joint"] == "| joint | - | - |"
+
+
+@pytest.mark.slow
+def test_two_texts_are_learned_in_turn_and_the_first_is_measured_to_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama(tmp_path / "base", layers=1)
+    for name, word in zip(continual_text.DOMAINS, ("cat", "movie"), strict=True):
+        folder = tmp_path / "text" / name
+        folder.mkdir(parents=True)
+        for part, first in (("train", 0), ("held-out", 20)):
+            rows = [
+                {"text": f"{TEXTS[k % 8]} {word}" + " one" * k} for k in range(first, first + 20)
+            ]
+            write_rows(folder / f"{part}.jsonl", rows)
+    line = ["--work", str(tmp_path / "work"), "--steps", "2", "--model", str(tmp_path / "base")]
+    line += ["--text", str(tmp_path / "text"), "--methods", "naive"]
+    assert continual_text.main(line) == 0
+    text = capsys.readouterr().out
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["naive"]
+    matrix = json.loads((tmp_path / "work/naive/tasks.json").read_text())["loss"]
+    assert float(rows[0][3]) == pytest.approx(matrix["entries"][1][0]["value"], abs=6e-4)
+    assert float(rows[0][4].split(" ± ")[0]) == pytest.approx(
+        matrix["entries"][1][0]["value"] - matrix["entries"][0][0]["value"], abs=6e-4
+    )
+    assert continual_text.main(line) == 0
+    assert capsys.readouterr().out == text
