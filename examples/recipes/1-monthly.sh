@@ -6,4 +6,5 @@ R=$D/recipes
 # The plan says what it takes, and what is known to go wrong with such a config.
 clmerge train "$R/monthly.toml" -o "$R/monthly" --dry-run
 clmerge train "$R/monthly.toml" -o "$R/monthly" --force \
-  --set task.0.steps="${CLMERGE_STEPS:-$(quick 2 100)}" || [ $? = 10 ]  # taken back by the gate
+  --set task.0.steps="${CLMERGE_STEPS:-$(quick 2 100)}" \
+  --set ewc.samples="${CLMERGE_SAMPLES:-$(quick 8 256)}" || [ $? = 10 ]  # taken back by the gate

@@ -4,10 +4,15 @@
 R=$D/recipes
 
 # A second specialist of the same base; each run leaves its Fisher sidecar beside its model.
-[ -d "$R/tweets" ] || clmerge train "$R/release.toml" -o "$R/tweets" \
-  --set task.0.name=tweets --set task.0.data="$R/text/tweets.jsonl" \
-  --set task.0.validation="$R/text/tweets-held-out.jsonl" \
-  --set task.0.steps="${CLMERGE_STEPS:-$(quick 2 100)}"
+if [ -d "$R/tweets" ]; then
+  clmerge train --resume "$R/tweets"
+else
+  clmerge train "$R/release.toml" -o "$R/tweets" \
+    --set task.0.name=tweets --set task.0.data="$R/text/tweets.jsonl" \
+    --set task.0.validation="$R/text/tweets-held-out.jsonl" \
+    --set task.0.steps="${CLMERGE_STEPS:-$(quick 2 100)}" \
+    --set ewc.samples="${CLMERGE_SAMPLES:-$(quick 8 256)}"
+fi
 
 clmerge fisher-merge "$R/release/model" "$R/tweets/model" -o "$R/merged" --force
 # Averaging models that are far apart loses features: what did the films lose? 10 is a rejection.

@@ -10,7 +10,7 @@ import pytest
 from tests.commands.models import write_rows
 from tests.commands.running import clmerge, failure_lines, process, refused
 from tests.commands.trees import snapshot
-from tests.tiny_models import TEXTS, tiny_bert_classifier, tiny_llama
+from tests.tiny_models import TEXTS, WORDS, tiny_bert_classifier, tiny_llama
 
 CONFIG = """\
 model = "base"
@@ -201,3 +201,16 @@ def test_tasks_of_different_classes_without_replay_are_warned_of(here: Path) -> 
 def test_it_runs_as_a_process(here: Path) -> None:
     result = process("train", "config.toml", "-q", cwd=here)
     assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_prompts_are_learned_where_the_config_says_so(here: Path) -> None:
+    rows = [{"prompt": f"{TEXTS[k % 8]} one", "completion": f" {WORDS[k]} two"} for k in range(20)]
+    write_rows(here / "cats.jsonl", rows)
+    write_rows(here / "films.jsonl", [{**row, "completion": " three"} for row in rows])
+    counted = {}
+    for only in ("true", "false"):
+        line = ("--set", f"batch.completion_only={only}", "--set", "task.0.steps=1", "-o", only)
+        assert clmerge("train", "config.toml", *line).code == 0
+        lines = map(json.loads, (here / only / "metrics.jsonl").read_text().splitlines())
+        counted[only] = next(one["tokens"] for one in lines if one["kind"] == "step")
+    assert counted["false"] > counted["true"] == 4 * 3  # two words and the end of each of four rows

@@ -206,3 +206,37 @@ def test_the_automatic_batch_size_follows_from_model_and_rows(
     parameters: int, longest: int, rows: int
 ) -> None:
     assert auto_batch_size(parameters, longest) == rows
+
+
+CHAT = [
+    {"role": "user", "content": "what is it ?"},
+    {"role": "assistant", "content": "a red fish ."},
+    {"role": "user", "content": "why ?"},
+]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        row("completion", prompt="what is it ?", completion=" a red fish ."),
+        row("chat", messages=CHAT),
+        row(text="a red fish ."),
+    ],
+    ids=lambda one: one.kind,
+)
+def test_prompts_are_asked_for_too_where_that_is_wanted(tokenizer: Any, one: Row) -> None:
+    options: dict[str, Any] = {"task": "causal-lm", "config": CONFIG, "max_length": 64}
+    (some,) = encode([one], tokenizer, **options).rows
+    (every,) = encode([one], tokenizer, completion_only=False, **options).rows
+    assert every.ids == some.ids
+    assert every.labels == (*every.ids[1:], IGNORE)
+    asked = [label for label in some.labels if label != IGNORE]
+    assert (len(asked) < len(every.labels) - 1) == (one.kind != "text")
+
+
+def test_a_chat_without_a_reply_is_learned_only_where_prompts_are(tokenizer: Any) -> None:
+    options: dict[str, Any] = {"task": "causal-lm", "config": CONFIG, "max_length": 64}
+    question = row("chat", messages=CHAT[:1])
+    with pytest.raises(DataError, match="no row is left"):
+        encode([question], tokenizer, **options)
+    assert len(encode([question], tokenizer, completion_only=False, **options).rows) == 1
