@@ -7,6 +7,7 @@
     |   `-- NonFiniteError  NaN or Inf where a number is needed
     |-- DataError           rows to compute on are missing or malformed
     |-- OutputError         the output cannot be written as asked
+    |-- DriftError          exit 12: a training run was to end at a drift alarm
     `-- OptionError         exit 2: the command line contradicts itself or the inputs
     Interrupted             exit 130 or 143; the same command continues
 
@@ -71,6 +72,13 @@ class OptionError(ClmergeError):
 
     exit_code = 2
     code = "usage"
+
+
+class DriftError(ClmergeError):
+    """The loss of new rows has changed, and the run was to end then."""
+
+    exit_code = 12
+    code = "drift"
 
 
 class Interrupted(ClmergeError):

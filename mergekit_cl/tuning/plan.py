@@ -72,7 +72,7 @@ def plan_training(
             fits = held.weights < (available_bytes() or held.weights + 1)
             spread = _spread(config, checkpoint, sample, tell) if fits else None
             gate = _gate(config.gate, evaluated, steps, spread)
-        facts = _facts(config, checkpoint, kind, tasks, steps, evaluated)
+        facts = facts_of(config, checkpoint, kind, tasks, steps, evaluated)
         warnings = advice(config, replace(facts, goes_on=earlier is not None, protected=kept))
     return {
         "command": "train",
@@ -165,7 +165,7 @@ def _disk(config: Config, checkpoint: Checkpoint, held: Footprint) -> int:
     return STATES * state + held.fisher + held.anchor + given + sidecar
 
 
-def _facts(
+def facts_of(
     config: Config,
     checkpoint: Checkpoint,
     kind: Kind,
@@ -173,6 +173,7 @@ def _facts(
     steps: tuple[int, ...],
     evaluated: Mapping[str, int],
 ) -> Facts:
+    """What rows and files say of a config; evaluated: rows by suite."""
     metadata = [open_sidecar(path).metadata for path in (config.ewc.sidecars if config.ewc else ())]
     classes: tuple[frozenset[str], ...] = ()
     if kind == "classifier":

@@ -6,16 +6,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.interrupts import deferred_interrupts
 from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.report.html.run_page import write_run_page
 from mergekit_cl.report.progress import Start, no_progress
+from mergekit_cl.tuning.advice import advice
 from mergekit_cl.tuning.beginning import begin, go_on
 from mergekit_cl.tuning.earlier import (
     check_continued,
@@ -29,15 +30,17 @@ from mergekit_cl.tuning.gatekeeping import measure_anchor
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
+from mergekit_cl.tuning.plan import facts_of
 from mergekit_cl.tuning.preparing import Prepared, check_disk, prepare
 from mergekit_cl.tuning.probing import has_unused
 from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.resuming import check_same_config
 from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
+from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
-from mergekit_cl.tuning.state import load_state, pointer
+from mergekit_cl.tuning.state import load_state, pointer, protected_tasks
 from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of
 from mergekit_cl.tuning.tasks import measure, run_task
 
@@ -106,6 +109,8 @@ def train(
         if before is not None and prepared.tuned.adapted:
             check_same_base(before, prepared.base)
         check_disk(config, prepared, checkpoint, folder.root)
+        if resume is None:
+            _warn(config, prepared, checkpoint, before, tell)
         unused = launched().world > 1 and has_unused(prepared.tuned, prepared.tasks[0])
         caught = stack.enter_context(deferred_interrupts())
         among = stack.enter_context(engine(config, folder.root, unused=unused))
@@ -249,6 +254,26 @@ def _place(
     finally:
         if held is not None:
             os.close(held)
+
+
+def _warn(
+    config: Config,
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    before: RunFolder | None,
+    tell: Tell,
+) -> None:
+    """Say what is likely to go wrong, while it costs nothing to stop."""
+    rows = {name: len(found) for name, found in {**prepared.judged, **prepared.extra}.items()}
+    steps = tuple(
+        steps_of(settings, len(task.encoded), config.batch.rows)
+        for settings, task in zip(config.task, prepared.tasks, strict=True)
+    )
+    kind = prepared.tuned.built.kind
+    facts = facts_of(config, checkpoint, kind, prepared.tasks, steps, rows)
+    kept = before is not None and protected_tasks(before.state) > 0
+    for line in advice(config, replace(facts, goes_on=before is not None, protected=kept)):
+        tell(f"warning: {line}")
 
 
 def _silent(text: str) -> None:

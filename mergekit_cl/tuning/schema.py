@@ -167,7 +167,7 @@ class Drift(Section):
 
     detector: Literal["page-hinkley", "cusum", "adwin"] = "page-hinkley"
     mean_time_between_false_alarms: Annotated[Count, Field(alias="arl")] = 10_000
-    calibration: Annotated[int, Field(ge=20)] = 200
+    calibration: Annotated[int, Field(ge=50)] = 200
     state: Place | None = None
     stop: bool = False
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 from mergekit_cl.continual.mixing import Realised
 from mergekit_cl.decide.gate import Decision
+from mergekit_cl.errors import DriftError
 from mergekit_cl.manifest import write_json
 from mergekit_cl.training.encode import EncodedRow
 from mergekit_cl.training.loss import accuracy, mean_loss
@@ -46,8 +47,10 @@ def run_task(session: Session, live: Live) -> None:
     while live.position.step < steps and not back:
         began, decision = time.perf_counter(), None
         stepped = take_step(config, session.engine, live, mixture, penalty, steps)
-        _log(session, live, stepped, time.perf_counter() - began)
+        alarmed = _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
+        if alarmed and config.drift is not None and config.drift.stop:
+            _stop(session, live)
         if config.gate is not None and _is_look(live.position.step, config.gate.every, steps):
             decision, back = look(session, live, last=live.position.step == steps)
         if back:  # nothing is saved before the task is over: a run resumed here would try it again
@@ -109,8 +112,20 @@ def measure(session: Session, live: Live, *, after: str | None) -> None:
     session.write(live, "evaluation", after=after, tasks=row, buffer=buffer)
 
 
-def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> None:
-    """The step's line, and what the drift detector makes of its new rows."""
+def _stop(session: Session, live: Live) -> None:
+    """End the run at an alarm, as the config asks."""
+    session.save(live, accepted=False)
+    alarm = live.history.alarms[-1]
+    raise DriftError(
+        "the loss of new rows has drifted, and drift.stop ends the run then",
+        detail=f"{session.folder.root}: step {live.position.steps}, loss {alarm['value']:.4g} went "
+        f"{alarm['direction']} from about step {alarm['onset']} of those watched",
+        hint=f"look at the rows; --resume {session.folder.root} goes on all the same",
+    )
+
+
+def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> bool:
+    """The step's line, and what the drift detector makes of its new rows: whether it alarms."""
     alarm = None
     said = stepped.to_json()
     if live.stream is not None:
@@ -131,6 +146,7 @@ def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> None
         session.tell(
             f"drift: the loss of new rows went {alarm.direction} at step {live.position.steps}"
         )
+    return alarm is not None
 
 
 def _is_look(step: int, every: int, steps: int) -> bool:

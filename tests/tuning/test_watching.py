@@ -1,0 +1,98 @@
+"""Drift in the loss of new rows: seen before they are learned, whatever the gate says later."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import tiny_llama
+from training_runs import (
+    VOCABULARY,
+    config_of,
+    dying_after,
+    in_fork,
+    lines_of,
+    steps_of,
+    trained,
+    write_text,
+)
+
+from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.errors import DriftError, Interrupted
+from mergekit_cl.tuning.schema import Config
+
+
+def config(root: Path, **settings: Any) -> Config:
+    """Three words, then three others; hardly anything is learned, so the loss stays level."""
+    if not (root / "model").exists():
+        tiny_llama(root / "model")
+        write_text(root / "a.jsonl", 100, 0, VOCABULARY[:3])
+        write_text(root / "b.jsonl", 100, 1, VOCABULARY[-3:])
+    tasks = {name: root / f"{name}.jsonl" for name in "ab"}
+    values = {"optimizer": {"learning_rate": 1e-7}, "fisher": False, "steps": 60, **settings}
+    return config_of(root, root / "model", tasks, **values)
+
+
+def test_a_change_of_the_rows_is_an_alarm_and_the_log_has_statistic_and_threshold(
+    tmp_path: Path,
+) -> None:
+    outcome, told = trained(config(tmp_path, drift={"calibration": 50, "arl": 500}))
+    alarms = [line for line in lines_of(tmp_path / "run/metrics.jsonl") if line["kind"] == "drift"]
+    assert outcome.alarms == len(alarms) > 0
+    assert 60 < alarms[0]["step"] < 75
+    assert any(line.startswith("drift: ") for line in told)
+    steps = steps_of(tmp_path / "run")
+    assert all("drift_statistic" not in line for line in steps[:49])
+    assert all(line["drift_threshold"] > 0 for line in steps[50:])
+    # What is left beside the model goes on from here.
+    state = json.loads((outcome.model / "clmerge/drift.json").read_text())
+    assert state["rows"] == 70
+
+
+def test_the_losses_watched_are_those_before_the_step(tmp_path: Path) -> None:
+    trained(config(tmp_path, drift={"calibration": 50, "arl": 500}))
+    losses = [line["loss"] for line in steps_of(tmp_path / "run")]
+    watch = calibrate(losses[:50], 500)
+    alarms = [n for n, loss in enumerate(losses[50:], 51) if watch.update(loss) is not None]
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "drift"] == alarms
+
+
+def test_a_run_that_is_to_stop_stops_with_exit_code_12_and_goes_on_when_resumed(
+    tmp_path: Path,
+) -> None:
+    stopping = config(tmp_path, drift={"calibration": 50, "arl": 500, "stop": True})
+    with pytest.raises(DriftError) as stopped:
+        trained(stopping)
+    assert stopped.value.exit_code == 12
+    assert "--resume" in str(stopped.value.hint)
+    for _ in range(5):
+        try:
+            outcome, _ = trained(stopping, resume=tmp_path / "run")
+            break
+        except DriftError:
+            continue
+    assert outcome.state == "finished"
+    assert len(steps_of(tmp_path / "run")) == 120
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_state_and_says_what_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    whole = config(tmp_path, steps=6, drift={"calibration": 50}, save_every=1000)
+
+    def run() -> None:
+        with pytest.raises(Interrupted) as stopped:
+            trained(whole, progress=dying_after(8, number))
+        assert stopped.value.exit_code == code
+        assert str(stopped.value.hint).endswith(f"--resume {tmp_path / 'run'}")
+
+    assert in_fork(run) == 0
+    before = len(steps_of(tmp_path / "run"))
+    assert 0 < before < 12
+    trained(whole, resume=tmp_path / "run")
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == list(range(1, 13))
