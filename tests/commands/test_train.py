@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,3 +215,27 @@ def test_prompts_are_learned_where_the_config_says_so(here: Path) -> None:
         lines = map(json.loads, (here / only / "metrics.jsonl").read_text().splitlines())
         counted[only] = next(one["tokens"] for one in lines if one["kind"] == "step")
     assert counted["false"] > counted["true"] == 4 * 3  # two words and the end of each of four rows
+
+
+def test_the_plan_of_a_run_that_goes_on_knows_what_came_before(here: Path) -> None:
+    write_rows(here / "more.jsonl", [{"text": f"{text} hello"} for text in TEXTS])
+    more = CONFIG.replace("cats", "more").partition('[[task]]\nname = "films"')[0]
+    (here / "next.toml").write_text(f"{more}[ewc]\nlambda = 1.0\n")
+
+    def plan(earlier: str) -> dict[str, Any]:
+        line = ("next.toml", "--continue", earlier, "-o", "next", "--dry-run", "--json")
+        found: dict[str, Any] = clmerge("train", *line).document
+        return found
+
+    assert clmerge("train", "config.toml", "-o", "plain").code == 0
+    assert clmerge("train", "config.toml", "-o", "kept", "--set", "ewc.lambda=1.0").code == 0
+    unprotected, protected = plan("plain"), plan("kept")
+    assert set(protected["evaluation"]["rows"]) >= {"cats", "films"}
+    assert protected["memory_bytes"]["fisher"] > unprotected["memory_bytes"]["fisher"] == 0
+    lacking = "kept no Fisher of its tasks"
+    assert any(lacking in one for one in unprotected["warnings"])
+    assert not any(lacking in one for one in protected["warnings"])
+    assert clmerge("train", "next.toml", "--continue", "kept", "-o", "next").code == 0
+    first = json.loads((here / "next/metrics.jsonl").read_text().splitlines()[0])
+    measured = {name: one["rows"] for name, one in first["tasks"].items()}
+    assert measured == protected["evaluation"]["rows"]
