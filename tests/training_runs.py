@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -64,8 +65,11 @@ def trained(config: Config, **how: Any) -> tuple[Outcome, list[str]]:
     return train(config, progress=how.pop("progress", no_progress), tell=told.append, **how), told
 
 
-def in_fork(run: Callable[[], object]) -> int:
-    """Run something in a process of its own; its exit code, or minus the signal that ended it."""
+def in_fork(run: Callable[[], object], *, seconds: float | None = None) -> int:
+    """Run something in a process of its own; its exit code, or minus the signal that ended it.
+
+    seconds: it is killed then.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -77,6 +81,11 @@ def in_fork(run: Callable[[], object]) -> int:
             sys.stderr.write(f"{getattr(error, 'detail', None)}\n")
         finally:
             os._exit(code)
+    if seconds is not None:
+        ended = os.pidfd_open(child)
+        if not select.select([ended], [], [], seconds)[0]:
+            os.kill(child, signal.SIGKILL)
+        os.close(ended)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

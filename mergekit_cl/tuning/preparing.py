@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.estimating.identity import digest_of
+from mergekit_cl.gating.ledger import read_ledger
 from mergekit_cl.launched import launched
 from mergekit_cl.output.target import check_room
 from mergekit_cl.sidecar import open_sidecar
 from mergekit_cl.training.data import read_rows
+from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
+from mergekit_cl.training.tokenizer import load_tokenizer
 from mergekit_cl.tuning.earlier import Judged, judged_before
 from mergekit_cl.tuning.model import Tuned, build_base, build_tuned
 from mergekit_cl.tuning.protecting import protection_from_sidecars
@@ -58,6 +61,7 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
     earlier: the run whose tasks these come after.
     """
     _check_combinations(config)
+    check_gate(config)
     built = build_base(checkpoint)
     protection = _protection(config, built)
     tuned = build_tuned(config, checkpoint, built)
@@ -77,6 +81,19 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
             hint="give validation, validation_share or gate.suites",
         )
     return Prepared(tuned, reader, tasks, digest_of(checkpoint), judged, extra, protection)
+
+
+def check_gate(config: Config) -> None:
+    """Raise where the gate's anchor cannot be run, or its ledger not be read."""
+    gate = config.gate
+    if gate is None:
+        return
+    if gate.ledger is not None:
+        read_ledger(Path(gate.ledger))
+    if gate.anchor is not None:
+        with open_checkpoint(gate.anchor) as anchor:
+            architecture_of(anchor)
+            load_tokenizer(anchor.root)
 
 
 def check_disk(config: Config, prepared: Prepared, checkpoint: Checkpoint, root: Path) -> None:

@@ -83,3 +83,29 @@ def test_another_config_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
     with pytest.raises(OptionError) as refused:
         trained(other, resume=tmp_path / "run")
     assert "seed" in str(refused.value.detail)
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_also_while_it_writes_it_is_the_same_run(tmp_path: Path) -> None:
+    often = {"save_every": 1}
+    whole = whole_model(tmp_path, "whole").model_copy(update=often)
+    assert in_fork(lambda: trained(whole)) == 0
+    expected = files_of(tmp_path / "whole", but=DIFFER)
+    broken = whole.model_copy(update={"output": str(tmp_path / "broken")})
+    random = Random(1)
+    died = 0
+    for _ in range(40):
+        resume = tmp_path / "broken" if (tmp_path / "broken/run.json").exists() else None
+        how = {"resume": resume}
+        code = in_fork(lambda how=how: trained(broken, **how), seconds=random.uniform(0.1, 1.5))  # type: ignore[misc]
+        assert code in (0, -signal.SIGKILL)
+        died += code != 0
+        if code == 0:
+            break
+    else:
+        assert in_fork(lambda: trained(broken, resume=tmp_path / "broken")) == 0
+    assert died
+    found = files_of(tmp_path / "broken", but=DIFFER)
+    by_name = {name.split("/")[-1]: content for name, content in found.items()}
+    for name, content in expected.items():
+        assert by_name[name.split("/")[-1]] == content, name
