@@ -189,7 +189,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         return MergeOutcome(options.target, "up to date", done, None, plan.notes, spent, 0)
     if not options.in_place:
         check_replaceable(options.target, force=options.force)
-    check_room(options.target, plan.bytes_written, taken=staging.taken())
+    check_room(options.target, plan.bytes_written + plan.beside_bytes, taken=staging.taken())
     with_what = _computing(method, plan, options)
     how = StreamOptions(
         with_what.device,

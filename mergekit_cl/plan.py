@@ -83,7 +83,8 @@ class Plan:
 
     carry: the file of residuals, if kept. resized: vocabulary tensors of which inputs have more or
     fewer rows. config: what config.json must say that the first input's does not.
-    tokenizer: the folder it is from, if not the first input's.
+    tokenizer: the folder it is from, if not the first input's. beside_bytes: what is written beside
+    the weights at most, where that may be much.
     """
 
     steps: dict[str, Step]
@@ -93,6 +94,7 @@ class Plan:
     resized: Resized = field(default_factory=Resized)
     config: Mapping[str, object] = field(default_factory=dict)
     tokenizer: Path | None = None
+    beside_bytes: int = 0
 
     @cached_property
     def bytes_read(self) -> int:

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -49,3 +50,14 @@ def nearest(value: Fraction, dtype: torch.dtype) -> float:
 def fractions(values: torch.Tensor) -> list[Fraction]:
     """The exact values of a tensor of finite floats."""
     return [Fraction(value) for value in values.double().tolist()]
+
+
+def nearest_all(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`nearest` of finite float64 values, as float64: rounded to whole units of the last place."""
+    form = FORMATS[dtype]
+    _, exponents = np.frexp(values.double().numpy())
+    units = np.maximum(exponents - 1, form.least_exponent) - form.precision + 1
+    found = np.ldexp(np.rint(np.ldexp(values.double().numpy(), -units)), units)
+    return torch.from_numpy(
+        np.where(np.abs(found) > form.largest, np.copysign(np.inf, found), found)
+    )

@@ -61,6 +61,7 @@ def plan_lora(
     edited: Mapping[str, Edited],
     *,
     carry: Carry | None,
+    keeps_bits: bool,
     materialised: Mapping[str, str],
     config: Mapping[str, object],
     tokenizer: Path | None,
@@ -74,8 +75,8 @@ def plan_lora(
     """Plan a merge: edited tensors are made in float64 and rounded once, others are copied.
 
     materialised: {tensor the file lacks: the one it has been tied to}. config, tokenizer: what
-    changes in config.json, and where the tokenizer is from. carry: residuals of the base. The
-    others are those of `plan_merge`.
+    changes in config.json, and where the tokenizer is from. carry: residuals of the base.
+    keeps_bits: whether the base's bits are kept beside. The others are those of `plan_merge`.
     """
     selection.check(base)
     kept = Kept()
@@ -104,7 +105,28 @@ def plan_lora(
         made = [shape for shape in shapes if steps[shape[0]].kernel is not None]
         residuals = carry_layout(made, keep_residuals)
         residuals = residuals if residuals.shards[0].header.tensors else None
-    return Plan(steps, layout, tuple(told), residuals, config=config, tokenizer=tokenizer)
+    return Plan(
+        steps,
+        layout,
+        tuple(told),
+        residuals,
+        config=config,
+        tokenizer=tokenizer,
+        beside_bytes=_undo_bytes(base, steps) if keeps_bits else 0,
+    )
+
+
+def _undo_bytes(base: Checkpoint, steps: Mapping[str, Step]) -> int:
+    """The most that the bits of the changed tensors may take: all of them, and a little more."""
+    changed = (
+        info.nbytes
+        for name, info in base.tensors.items()
+        if steps[name].kernel is not None
+        or steps[name].operands[0].checkpoint is not base
+        # What is copied changes by its dtype alone.
+        or steps[name].dtype != info.dtype
+    )
+    return sum(nbytes + nbytes // 500 for nbytes in changed)
 
 
 def _copied(name: str, source: Operand, carry: Carry | None, dtype: str | None) -> Step:

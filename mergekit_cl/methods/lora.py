@@ -97,6 +97,7 @@ def lora_method(
             base,
             edited,
             carry=own_carry,
+            keeps_bits=undo == "xor",
             materialised=settled.materialised,
             config=config,
             tokenizer=None if rows is None else adapters[-1].path,

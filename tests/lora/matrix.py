@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mergekit_cl.errors import ClmergeError
 from tests.lora.merging import merge
+from tests.lora.narrowing import WAYS, Way, trouble
 from tests.lora.peft_side import merged_by_peft, quiet, save_adapter, saved
 from tests.lora.variants import VARIANTS, Variant
 from tests.lora.zoo import ZOO, Architecture
@@ -44,8 +45,13 @@ class Cell:
     worst: float = 0.0
 
 
-def measure(architecture: Architecture, variant: Variant, place: Path) -> Cell:
-    """Make the adapters, merge them both ways and compare every tensor of the files."""
+def measure(
+    architecture: Architecture, variant: Variant, place: Path, ways: Sequence[Way] = ()
+) -> Cell:
+    """Make the adapters, merge them both ways and compare every tensor of the files.
+
+    ways: in which it is also merged in a narrower dtype, and taken back.
+    """
     every = variant.settings(architecture)
     names = (architecture.name, variant.name)
     if every is None:
@@ -73,7 +79,11 @@ def measure(architecture: Architecture, variant: Variant, place: Path) -> Cell:
         return Cell(*names, "PEFT cannot", _first_line(error))
     found = load_file(place / "merged" / "model.safetensors")
     before = load_file(place / "base" / "model.safetensors")
-    return Cell(*names, *_compared(found, expected, before))
+    cell = Cell(*names, *_compared(found, expected, before))
+    for way in ways if cell.outcome == "merged" else ():
+        if why := trouble(place, place / "base", adapters, expected, way):
+            return Cell(*names, "differs", why)
+    return cell
 
 
 def _compared(
@@ -115,14 +125,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
 
 
-def measured(zoo: Sequence[Architecture] = ZOO) -> list[Cell]:
-    """All cells, architecture by architecture."""
-    cells = []
+def measured(zoo: Sequence[Architecture] = ZOO, *, thorough: bool = False) -> list[Cell]:
+    """All cells, architecture by architecture; each in one narrower way, or in every one."""
+    cells: list[Cell] = []
     with quiet():
         for architecture in zoo:
             for variant in VARIANTS:
+                number = len(cells) % len(WAYS)
+                ways = WAYS if thorough else WAYS[number : number + 1]
                 with tempfile.TemporaryDirectory() as place:
-                    cells.append(measure(architecture, variant, Path(place)))
+                    cells.append(measure(architecture, variant, Path(place), ways))
     return cells
 
 

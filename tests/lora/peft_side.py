@@ -42,14 +42,24 @@ def save_adapter(model: nn.Module, folder: Path, *, seed: int = 0, **config: Any
 
 
 def merged_by_peft(
-    model: nn.Module, adapters: Sequence[Path], folder: Path, scales: Sequence[float] | None = None
+    model: nn.Module,
+    adapters: Sequence[Path],
+    folder: Path,
+    scales: Sequence[float] | None = None,
+    *,
+    wide: bool = True,
 ) -> dict[str, Tensor]:
-    """The tensors of the file that PEFT's merged model is saved to."""
+    """The tensors of the file that PEFT's merged model is saved to.
+
+    wide: whether it widens the factors of a 16-bit model, as it does by default.
+    """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
     with quiet():
-        wrapped: Any = PeftModel.from_pretrained(model, str(adapters[0]), adapter_name="a0")
+        wrapped: Any = PeftModel.from_pretrained(
+            model, str(adapters[0]), adapter_name="a0", autocast_adapter_dtype=wide
+        )
         for number, path in enumerate(adapters[1:], start=1):
             wrapped.load_adapter(str(path), adapter_name=f"a{number}")
         names = [f"a{number}" for number in range(len(adapters))]

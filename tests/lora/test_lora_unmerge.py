@@ -5,39 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergekit_cl.checkpoint import open_checkpoint
-from mergekit_cl.digest import weights_digest
-from mergekit_cl.digesting import checkpoint_digests
+from mergekit_cl.output import target
 from tests.commands.running import clmerge, refused
+from tests.lora.merging import digest, same
 from tests.lora.peft_side import save_adapter, saved
 from tests.lora.test_lora_merge import LINEARS, llama
 
 WEIGHTS = "model.safetensors"
-
-
-def digest(path: Path) -> str:
-    with open_checkpoint(path) as opened:
-        found = checkpoint_digests(opened)
-        return weights_digest(
-            (t.name, t.dtype, t.shape, found[t.name]) for t in opened.tensors.values()
-        )
-
-
-def same(one: Path, other: Path) -> bool:
-    """Whether two models have the same weights, config and tokenizer, to the bit."""
-    names = [
-        {p.name for p in path.iterdir() if p.suffix in (".json", ".md")} for path in (one, other)
-    ]
-    texts = names[0] == names[1] and all(
-        (one / name).read_bytes() == (other / name).read_bytes() for name in names[0]
-    )
-    return texts and digest(one) == digest(other)
 
 
 @pytest.fixture
@@ -185,6 +166,19 @@ def test_bits_to_undo_a_merge_are_small(tmp_path: Path, relative: float, most: f
     shutil.rmtree(tmp_path / "base")
     assert clmerge("lora-unmerge", merged, "-o", tmp_path / "back").code == 0
     assert torch.equal(load_file(tmp_path / "back" / WEIGHTS)["layer.weight"], weight.bfloat16())
+
+
+def test_room_for_the_bits_is_asked_for_before_anything_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = merge(place)
+    written = (merged / WEIGHTS).stat().st_size
+    shutil.rmtree(merged)
+    free = SimpleNamespace(free=written + target.SPARE_BYTES + 100)
+    monkeypatch.setattr(target.shutil, "disk_usage", lambda folder: free)
+    command = ["lora-merge", place / "base", place / "one", "-o", place / "merged"]
+    refused(*command, "--undo", "xor", unchanged=place, says=("no room on the disk",))
+    assert clmerge(*command, "--undo", "base").code == 0
 
 
 def random_merge(place: Path, seed: int) -> tuple[Path, Path]:

@@ -66,6 +66,8 @@ def test_the_adapter_itself_is_merged(place: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "only LoRA"),
         ({"peft_type": "ADALORA"}, "only LoRA"),
+        ({"peft_type": "IA3"}, "only LoRA"),
+        ({"peft_type": "TRAINABLE_TOKENS"}, "only LoRA"),
         ({"init_lora_weights": "pissa_niter_16"}, "PiSSA"),
         ({"init_lora_weights": "olora"}, "OLoRA"),
         ({"init_lora_weights": "corda"}, "CorDA"),
@@ -208,6 +210,15 @@ def test_quantised_bases_are_refused(place: Path) -> None:
     said = {"quantization_config": {"quant_method": "bitsandbytes"}}
     (place / "base" / "config.json").write_text(json.dumps(said))
     assert "quantised" in refused(place).message
+
+
+def test_bases_of_eight_bits_are_refused(place: Path) -> None:
+    file = place / "base" / "model.safetensors"
+    tensors = load_file(file)
+    name = "layers.0.q_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, file, {"format": "pt"})
+    assert name in str(refused(place).detail)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def hugging_face(kind: str, config: str, *, untied: bool = False, **settings: An
 
         torch.manual_seed(11)
         chosen = getattr(transformers, config)(**settings)
-        model: nn.Module = getattr(transformers, kind)(chosen).double()
+        model: nn.Module = getattr(transformers, kind)(chosen)
         for parameter in model.parameters():
             if parameter.dim() < 2:  # biases of zero would hide that they are lost
                 parameter.data += torch.randn_like(parameter) * 0.1
@@ -54,9 +54,24 @@ def hugging_face(kind: str, config: str, *, untied: bool = False, **settings: An
             own.config.tie_word_embeddings = False
             head = own.get_output_embeddings()
             head.weight = nn.Parameter(head.weight.detach().clone())
-        return model
+        return in_float64(model)
 
     return build
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """The model in float64, of values that bfloat16 and float16 have too."""
+    model = model.double()
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(in_16_bits(value))
+    return model
+
+
+def in_16_bits(value: Tensor) -> Tensor:
+    """The nearest values that bfloat16 and float16 both have, in float64."""
+    narrow = value.bfloat16().double()
+    return torch.where(narrow.abs() < 2.0**-14, 0.0, narrow)
 
 
 class Mixed(nn.Module):
@@ -79,7 +94,7 @@ class Mixed(nn.Module):
 
 def mixed() -> nn.Module:
     torch.manual_seed(11)
-    return Mixed().double()
+    return in_float64(Mixed())
 
 
 TINY: dict[str, Any] = {
@@ -140,7 +155,7 @@ def llava() -> nn.Module:
         **{k: v for k, v in VIT.items() if k != "num_labels"}, projection_dim=24
     )
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
-    return transformers.LlavaForConditionalGeneration(config).double()
+    return in_float64(transformers.LlavaForConditionalGeneration(config))
 
 
 ATTENTION = ("q_proj", "v_proj", "o_proj")
