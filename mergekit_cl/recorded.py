@@ -33,6 +33,11 @@ class Recorded:
     tensors: dict[str, RecordedTensor]
     files: dict[str, tuple[int, str]]
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it speaks of an adapter, which is one file and no checkpoint."""
+        return bool(self.files) and all(n.startswith("adapter_model.") for n in self.files)
+
 
 def find_manifest(side_folder: Path) -> Path | None:
     """The manifest in a side folder, if there is one."""

@@ -73,9 +73,11 @@ def verify(path: str | Path, progress: Start, *, threads: int | None = None) -> 
             raise opened
         else:
             parts, differences = _open_parts(Path(path), recorded, opened, stack)
-            whole = recorded.command == "lora-extract" and not differences
+            whole = recorded.is_adapter and not differences
             places = (side_folder / name for name in NAMES)
             sidecar = next((place for place in places if place.is_file()), None)
+            if recorded.is_adapter:
+                sidecar = None  # it is that of the model with the adapter in it
         if recorded is None and sidecar is None:
             raise _nothing_recorded(told, str(side_folder))
         read = _read(parts, progress, threads, whole=whole)
@@ -145,7 +147,7 @@ def _open_parts(
             differences.append(Difference("file_size", name, nbytes, size))
         differences.append(Difference("file_unreadable", name, None, part.message))
     # An adapter is its one file; of a checkpoint every file is fine, but not what joins them.
-    if not differences and recorded.command != "lora-extract":
+    if not differences and not recorded.is_adapter:
         said = f"{error.message} ({error.detail})" if error.detail else error.message
         differences.append(Difference("file_unreadable", path.name, None, said))
     return parts, differences

@@ -75,6 +75,12 @@ def protection_from_sidecar(built: BuiltModel, sidecar: Sidecar, anchor: Checkpo
 def check_taken_at(sidecar: Sidecar, anchor: Checkpoint) -> None:
     """Raise MismatchError unless these are the weights that the Fisher was taken at, by digest."""
     fisher = sidecar.checkpoint
+    if (sidecar.metadata.get("options") or {}).get("adapter") is not None:
+        raise MismatchError(
+            "a Fisher sidecar was taken with an adapter in the weights",
+            detail=f"{fisher.path}: no checkpoint is what it was taken at",
+            hint="--continue the run that made it; or clmerge lora-merge, then clmerge fisher",
+        )
     for name, tensor in fisher.tensors.items():
         weight = anchor.tensors.get(name)
         if weight is None or weight.shape != tensor.shape:

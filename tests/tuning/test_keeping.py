@@ -12,6 +12,7 @@ from tiny_models import tiny_bert_classifier, tiny_llama
 from training_runs import config_of, steps_of, trained, write_labelled, write_text
 
 from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.errors import MismatchError
 from mergekit_cl.training.model import build
 
 
@@ -98,6 +99,7 @@ def test_the_fisher_of_an_adapted_model_is_that_of_the_merged_weights(
     from mergekit_cl.estimating.request import FisherRequest
     from mergekit_cl.estimating.run import run_fisher
     from mergekit_cl.report.progress import no_progress
+    from mergekit_cl.verifying import verify
 
     labels = ("negative", "neutral", "positive")
     tiny_bert_classifier(tmp_path / "model", labels=labels)
@@ -107,6 +109,11 @@ def test_the_fisher_of_an_adapted_model_is_that_of_the_merged_weights(
     whole = config.task[0].model_copy(update={"validation_share": 0.0})
     outcome, _ = trained(config.model_copy(update={"task": [whole]}))
     mine, _ = fisher.load(outcome.model / "clmerge/fisher.safetensors")
+    assert not verify(outcome.model, no_progress).differences
+    sidecar = str(outcome.model / "clmerge/fisher.safetensors")
+    ewc = {"lambda": 1.0, "sidecars": [sidecar], "anchors": [str(tmp_path / "model")]}
+    with pytest.raises(MismatchError, match="with an adapter in the weights"):
+        trained(config_of(tmp_path, tmp_path / "model", {"b": rows}, ewc=ewc, output="elsewhere"))
     request = FisherRequest(
         str(tmp_path / "model"),
         (str(rows),),
