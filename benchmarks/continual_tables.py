@@ -46,7 +46,7 @@ def in_percent(values: Sequence[float | None]) -> str:
     known = [100 * value for value in values if value is not None]
     if not known:
         return "-"
-    mean = f"{statistics.mean(known):.1f}"
+    mean = f"{round(statistics.mean(known), 1) + 0.0:.1f}"  # never -0.0
     if len(known) < 2:
         return mean
     return f"{mean} ± {statistics.stdev(known) / math.sqrt(len(known)):.1f}"

@@ -21,7 +21,7 @@ def add_protections(old: Protection, new: Protection) -> Protection:
     Exact up to a constant: its gradient is the sum of both gradients everywhere. Where both F are
     0 the anchor is the newer one. What only one protects (a name, the rows of a grown vocabulary)
     is taken from it. Raises MismatchError where shapes differ otherwise.
-    Source: Huszar 2018.
+    Source: Kirkpatrick et al. 2017 (a penalty per task); Huszar 2018 on what that counts twice.
     """
     return _combined(old, new, 1.0, _weighted_mean)
 

@@ -4,7 +4,7 @@
 
 Applied to gradients once per optimizer step, after clipping, never to the loss: so it is the same
 for any gradient accumulation, loss scaling and number of processes.
-Source: Kirkpatrick et al. 2017; Schwarz et al. 2018 (`online`); Huszar 2018 (`sum`).
+Source: Kirkpatrick et al. 2017 (`sum`); Schwarz et al. 2018, Huszar 2018 (`online`).
 """
 
 from __future__ import annotations
