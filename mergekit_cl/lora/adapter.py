@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mergekit_cl.checkpoint.hub import HUB, fetch
 from mergekit_cl.checkpoint.nearest import nearest_path
+from mergekit_cl.checkpoint.urls import as_typed, is_url, local_path, shown
 from mergekit_cl.digest import bytes_digest
 from mergekit_cl.errors import FormatError, InputError
 
@@ -66,11 +68,11 @@ class Adapter:
 
 
 def open_adapter(path: str | Path) -> Adapter:
-    """Open the adapter in a folder from its config and its weights' header.
+    """Open the adapter in a folder, or of a repository `hf://org/name[@revision]`, from headers.
 
     Raises InputError where it is missing or no adapter, FormatError where its files are broken.
     """
-    folder = Path(path)
+    folder = _folder(as_typed(path))
     text = _read(folder)
     try:
         config = json.loads(text)
@@ -88,6 +90,20 @@ def open_adapter(path: str | Path) -> Adapter:
     checkpoint = open_checkpoint(weights)
     parts = tuple(parse_key(name) for name in [*checkpoint.tensors, *checkpoint.aliases])
     return Adapter(folder, checkpoint, config, bytes_digest(text), parts)
+
+
+def _folder(text: str) -> Path:
+    """Where its files are on this disk."""
+    if text.startswith(HUB):
+        return fetch(text)[0]
+    here = local_path(text) if is_url(text) else Path(text)
+    if here is None:
+        raise InputError(
+            "an adapter is read from this disk or from the hub",
+            detail=shown(text),
+            hint="copy its folder here: it is small beside its base",
+        )
+    return here
 
 
 def _read(folder: Path) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from mergekit_cl.errors import ClmergeError
@@ -204,6 +206,25 @@ def test_another_name_of_the_base_is_only_noted(place: Path) -> None:
     configure(place / "adapter", base_model_name_or_path="org/other-model")
     outcome = merge(place / "base", [place / "adapter"], place / "out")
     assert any("org/other-model" in note for note in outcome.notes)
+
+
+def test_an_adapter_of_the_hub_is_merged_and_one_of_a_bucket_has_to_be_copied(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    store, commit = place / "hub" / "models--org--low", "a" * 40
+    shutil.copytree(place / "adapter", store / "snapshots" / commit)
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text(commit)
+    for name, adapter in (("here", place / "adapter"), ("there", "hf://org/low")):
+        result = clmerge("lora-merge", place / "base", adapter, "-o", place / name)
+        assert result.code == 0, result.err
+    one, other = (load_file(place / name / "model.safetensors") for name in ("here", "there"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    result = clmerge("lora-merge", place / "base", "s3://bucket/low", "-o", place / "away")
+    assert result.code == 1
+    assert "copy its folder here" in result.err
 
 
 def test_quantised_bases_are_refused(place: Path) -> None:

@@ -158,104 +158,91 @@ def llava() -> nn.Module:
     return in_float64(transformers.LlavaForConditionalGeneration(config))
 
 
+def known(
+    kind: str,
+    settings: dict[str, Any],
+    linear: tuple[str, ...],
+    split: tuple[str, str] | None = None,
+    *,
+    tied: bool = False,
+    **layers: Any,
+) -> Architecture:
+    """A model of transformers: its class, the settings of its config, its layers."""
+    config = kind.partition("For")[0].removesuffix("LMHeadModel").removesuffix("Model") + "Config"
+    build = hugging_face(kind, config, **settings)
+    untied = hugging_face(kind, config, untied=True, **settings) if tied else None
+    return Architecture(kind, build, linear, split, untied=untied, **layers)
+
+
 ATTENTION = ("q_proj", "v_proj", "o_proj")
+DECODER = {"embedding": "embed_tokens", "head": "lm_head", "saved": "norm"}
+STACKED = {"stacked": ("experts.gate_up_proj", "experts.down_proj")}
 ZOO = (
-    Architecture(
+    known(
         "LlamaForCausalLM",
-        hugging_face("LlamaForCausalLM", "LlamaConfig", **LLAMA),
+        LLAMA,
         (*ATTENTION, "gate_proj", "down_proj"),
         ("o_proj", "q_proj"),
-        "embed_tokens",
-        "lm_head",
-        saved="norm",
+        **DECODER,
     ),
-    Architecture(
+    known(
         "Qwen2ForCausalLM",
-        hugging_face("Qwen2ForCausalLM", "Qwen2Config", **{**LLAMA, "tie_word_embeddings": True}),
+        {**LLAMA, "tie_word_embeddings": True},
         ("q_proj", "k_proj", "v_proj"),
         ("v_proj", "q_proj"),
-        "embed_tokens",
-        "lm_head",
-        saved="norm",
+        tied=True,
         biased=True,
-        untied=hugging_face(
-            "Qwen2ForCausalLM",
-            "Qwen2Config",
-            untied=True,
-            **{**LLAMA, "tie_word_embeddings": True},
-        ),
+        **DECODER,
     ),
-    Architecture(
+    known(
         "GPT2LMHeadModel",
-        hugging_face("GPT2LMHeadModel", "GPT2Config", **GPT2),
+        GPT2,
         ("c_attn", "c_proj", "c_fc"),
-        None,
-        "wte",
-        "lm_head",
+        tied=True,
+        embedding="wte",
+        head="lm_head",
         saved="ln_f",
         biased=True,
-        untied=hugging_face("GPT2LMHeadModel", "GPT2Config", untied=True, **GPT2),
     ),
-    Architecture(
+    known(
         "BertForMaskedLM",
-        hugging_face("BertForMaskedLM", "BertConfig", **TINY),
+        TINY,
         ("query", "value", "attention.output.dense"),
         ("value", "query"),
-        "word_embeddings",
+        tied=True,
+        embedding="word_embeddings",
         saved="LayerNorm",
         biased=True,
-        untied=hugging_face("BertForMaskedLM", "BertConfig", untied=True, **TINY),
     ),
-    Architecture(
+    known(
         "OPTForCausalLM",
-        hugging_face("OPTForCausalLM", "OPTConfig", **OPT),
+        OPT,
         ("q_proj", "fc1", "fc2"),
         ("fc1", "fc2"),
-        "embed_tokens",
-        "lm_head",
+        tied=True,
+        embedding="embed_tokens",
+        head="lm_head",
         saved="final_layer_norm",
         biased=True,
-        untied=hugging_face("OPTForCausalLM", "OPTConfig", untied=True, **OPT),
     ),
-    Architecture(
+    known(
         "T5ForConditionalGeneration",
-        hugging_face("T5ForConditionalGeneration", "T5Config", **T5),
+        T5,
         ("q", "v", "wo"),
-        None,
-        "shared",
-        "lm_head",
+        embedding="shared",
+        head="lm_head",
         saved="final_layer_norm",
     ),
-    Architecture(
-        "MixtralForCausalLM",
-        hugging_face("MixtralForCausalLM", "MixtralConfig", **MIXTRAL),
-        ATTENTION,
-        ("o_proj", "q_proj"),
-        "embed_tokens",
-        "lm_head",
-        saved="norm",
-        stacked=("experts.gate_up_proj", "experts.down_proj"),
-    ),
-    Architecture(
+    known("MixtralForCausalLM", MIXTRAL, ATTENTION, ("o_proj", "q_proj"), **DECODER, **STACKED),
+    known(
         "Qwen2MoeForCausalLM",
-        hugging_face("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **QWEN_MOE),
+        QWEN_MOE,
         (*ATTENTION, "shared_expert.up_proj"),
         ("o_proj", "q_proj"),
-        "embed_tokens",
-        "lm_head",
-        saved="norm",
-        stacked=("experts.gate_up_proj", "experts.down_proj"),
+        **DECODER,
+        **STACKED,
     ),
-    Architecture(
-        "GptOssForCausalLM",
-        hugging_face("GptOssForCausalLM", "GptOssConfig", **GPT_OSS),
-        ATTENTION,
-        ("o_proj", "q_proj"),
-        "embed_tokens",
-        "lm_head",
-        saved="norm",
-        stacked=("experts.gate_up_proj", "experts.down_proj"),
-    ),
+    known("GptOssForCausalLM", GPT_OSS, ATTENTION, ("o_proj", "q_proj"), **DECODER, **STACKED),
     Architecture(
         "LlavaForConditionalGeneration",
         llava,
@@ -266,27 +253,25 @@ ZOO = (
         convolutions=("patch_embedding",),
         saved="multi_modal_projector",
     ),
-    Architecture(
+    known(
         "ViTForImageClassification",
-        hugging_face("ViTForImageClassification", "ViTConfig", **VIT),
+        VIT,
         ("query", "value", "q_proj", "v_proj"),
-        None,
         convolutions=("projection",),
         saved="classifier",
         biased=True,
     ),
-    Architecture(
+    known(
         "ResNetForImageClassification",
-        hugging_face("ResNetForImageClassification", "ResNetConfig", **RESNET),
+        RESNET,
         ("classifier.1",),
-        None,
         convolutions=("convolution",),
         saved="normalization",
         biased=True,
     ),
-    Architecture(
+    known(
         "Wav2Vec2Model",
-        hugging_face("Wav2Vec2Model", "Wav2Vec2Config", **WAV2VEC2),
+        WAV2VEC2,
         ("q_proj", "v_proj", "out_proj"),
         ("out_proj", "q_proj"),
         convolutions=("conv_layers.1.conv",),
