@@ -61,6 +61,12 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
     earlier: the run whose tasks these come after.
     """
     _check_combinations(config)
+    if earlier is not None and config.ewc is not None and config.ewc.sidecars:
+        raise OptionError(
+            "a run that continues another takes over what that one protects, and no sidecars",
+            detail=f"--continue {earlier.root} with ewc.sidecars",
+            hint="leave out one of them: --continue, or ewc.sidecars and ewc.anchors",
+        )
     check_gate(config)
     built = build_base(checkpoint)
     protection = _protection(config, built)

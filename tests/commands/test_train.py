@@ -239,3 +239,14 @@ def test_the_plan_of_a_run_that_goes_on_knows_what_came_before(here: Path) -> No
     first = json.loads((here / "next/metrics.jsonl").read_text().splitlines()[0])
     measured = {name: one["rows"] for name, one in first["tasks"].items()}
     assert measured == protected["evaluation"]["rows"]
+
+
+def test_sidecars_are_not_silently_left_out_of_a_run_that_goes_on(here: Path) -> None:
+    assert clmerge("train", "config.toml").code == 0
+    (here / "next.toml").write_text(
+        'model = "base"\n[[task]]\nname = "more"\ndata = ["cats.jsonl"]\n'
+        '[ewc]\nlambda = 1.0\nsidecars = ["run/model/clmerge/fisher.safetensors"]\n'
+        'anchors = ["run/model"]\n'
+    )
+    line = ("train", "next.toml", "--continue", "run", "-o", "next")
+    refused(*line, unchanged=here, says=("and no sidecars", "leave out one"), code=2)
