@@ -36,6 +36,12 @@ def write_inputs(folder: RunFolder, inputs: Mapping[str, Any], judged: Judged) -
     write_durably(folder.root / INPUTS, f"{text}\n".encode())
 
 
+def has_inputs(folder: RunFolder, now: Mapping[str, Any]) -> bool:
+    """Whether weights and rows are those that the run began with."""
+    stored = _read(folder)
+    return all(stored[key] == now[key] for key in ("base", "tasks"))
+
+
 def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
     """Raise MismatchError where weights or rows are not those that the run began with."""
     stored = _read(folder)

@@ -166,9 +166,14 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
     )
     sharded = config.shard and accelerator.num_processes > 1
     tracked = bool(config.trackers)
+    joined = Engine(accelerator, config.optimizer.precision, tracked=tracked, sharded=sharded)
     try:
-        yield Engine(accelerator, config.optimizer.precision, tracked=tracked, sharded=sharded)
+        yield joined
     finally:
+        # What lets gradients meet goes before the group it meets in: if it were the group's last
+        # holder, it would wait for the group's threads while they wait for the interpreter.
+        joined.module = None
+        accelerator.free_memory()
         accelerator.end_training()
         # It is kept as one for the whole program, which may train again.
         AcceleratorState._reset_state(True)

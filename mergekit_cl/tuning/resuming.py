@@ -24,14 +24,7 @@ def check_same_config(folder: RunFolder, config: Config) -> None:
             detail=f"{folder.root}: no run.json of clmerge",
             hint="give the folder that an earlier clmerge train wrote, or leave out --resume",
         )
-    try:
-        stored = from_yaml(folder.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise FormatError(
-            "the config of the run cannot be read", detail=f"{folder.config}: {error!s:.160}"
-        ) from error
-    now = config.model_dump(mode="json", by_alias=True)
-    keys = [key for key in differing(stored, now) if key.split(".")[0] not in FREE]
+    keys = _changed_keys(folder, config)
     if keys:
         raise OptionError(
             "the run was begun with another config, so it cannot be resumed with this one",
@@ -39,6 +32,23 @@ def check_same_config(folder: RunFolder, config: Config) -> None:
             + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""),
             hint="give the same config again, or begin a new run with another output",
         )
+
+
+def is_same_config(folder: RunFolder, config: Config) -> bool:
+    """Whether the run in `folder` was begun with this config."""
+    return not _changed_keys(folder, config)
+
+
+def _changed_keys(folder: RunFolder, config: Config) -> list[str]:
+    """Dotted keys that would change the weights and are not as they were."""
+    try:
+        stored = from_yaml(folder.config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise FormatError(
+            "the config of the run cannot be read", detail=f"{folder.config}: {error!s:.160}"
+        ) from error
+    now = config.model_dump(mode="json", by_alias=True)
+    return [key for key in differing(stored, now) if key.split(".")[0] not in FREE]
 
 
 def differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:

@@ -23,6 +23,7 @@ from mergekit_cl.tuning.earlier import (
     check_inputs,
     check_same_base,
     describe_inputs,
+    has_inputs,
     write_inputs,
 )
 from mergekit_cl.tuning.engine import Engine, check_trackers, engine
@@ -35,7 +36,7 @@ from mergekit_cl.tuning.preparing import Prepared, check_disk, prepare
 from mergekit_cl.tuning.probing import has_unused
 from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
-from mergekit_cl.tuning.resuming import check_same_config
+from mergekit_cl.tuning.resuming import check_same_config, is_same_config
 from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
@@ -77,7 +78,8 @@ def train(
 
     resume: a run of the same config that was interrupted. continue_from: a finished run whose
     model, buffer and protection these tasks build on, in a folder of their own. force: begin anew
-    in place of an older run. Raises what is wrong with config, files or rows before anything is
+    in place of an older run; without it a finished run of the same config, model and rows is up to
+    date. Raises what is wrong with config, files or rows before anything is
     trained, and Interrupted where a signal came; the same with `resume` then goes on.
     """
     folder = RunFolder(Path(resume or config.output))
@@ -87,6 +89,8 @@ def train(
     check_trackers(config.trackers)
     with ExitStack() as stack:
         if resume is None:
+            if before is None and not force and (done := _repeated(folder, config)) is not None:
+                return done
             check_free(folder, force=force)
         else:
             check_same_config(folder, config)
@@ -176,6 +180,17 @@ def _run(session: Session, live: Live) -> Outcome:
         write_run_page(session.folder.root, outcome.decision)
         end_run(session.folder, _record(outcome))
     return outcome
+
+
+def _repeated(folder: RunFolder, config: Config) -> Outcome | None:
+    """What became of the same run: one of this config, this model and these rows."""
+    done = finished(folder)
+    if done is None or not is_same_config(folder, config):
+        return None
+    with open_checkpoint(config.model) as checkpoint:
+        prepared = prepare(config, checkpoint, None)
+        same = has_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
+    return done if same else None
 
 
 def finished(folder: RunFolder) -> Outcome | None:

@@ -112,7 +112,7 @@ class Ewc(Section):
     strength: Annotated[NotNegative | Literal["auto"], Field(alias="lambda")]
     auto: AutoStrength = AutoStrength()
     update: Literal["coupled", "proximal"] = "coupled"
-    mode: Literal["sum", "online"] = "sum"
+    mode: Literal["sum", "online"] = "online"
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     sidecars: list[Place] = []
     anchors: list[Model] = []

@@ -86,16 +86,33 @@ def test_validation_rows_are_trained_on_by_no_task(
     assert third.train.keys() == set(list(first.train)[3:])
 
 
+def test_the_same_run_again_is_up_to_date_and_one_of_other_rows_is_not(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    config = config_of(tmp_path, model, text)
+    trained(config)
+    again, _ = trained(config)
+    assert again.state == "up to date"
+    rows = next(iter(text.values()))
+    kept = rows.read_bytes()
+    try:
+        rows.write_bytes(kept + b'{"text": "a row that was not there before"}\n')
+        with pytest.raises(OutputError, match="a finished run is there already"):
+            trained(config)
+    finally:
+        rows.write_bytes(kept)
+
+
 def test_an_output_that_exists_is_not_overwritten_and_what_to_type_is_said(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:
     config = config_of(tmp_path, model, text)
     trained(config)
-    with pytest.raises(OutputError) as refused:
-        trained(config)
-    assert "--continue" in str(refused.value.hint)
     again, _ = trained(config, resume=tmp_path / "run")
     assert again.state == "up to date"
+    with pytest.raises(OutputError) as refused:
+        trained(config.model_copy(update={"seed": config.seed + 1}))
+    assert "--continue" in str(refused.value.hint)
     fresh, _ = trained(config, force=True)
     assert fresh.state == "finished"
     assert not list(tmp_path.glob(".run*"))
