@@ -6,7 +6,6 @@ with given settings; the same test again is the same look, since it can say noth
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from mergekit_cl.errors import FormatError, InputError
 from mergekit_cl.output.durable import write_durably
+from mergekit_cl.output.lock import lock_file
 
 FORMAT = "clmerge.ledger/1"
 Test = dict[str, Any]
@@ -65,7 +65,7 @@ def locked_ledger(path: Path) -> Iterator[Ledger]:
     place = Path(os.path.realpath(path))  # a link stays one
     there = place.exists()
     try:
-        descriptor = _lock(place)
+        descriptor = lock_file(place)
     except OSError as error:
         raise _unusable(path, error) from error
     try:
@@ -82,22 +82,6 @@ def locked_ledger(path: Path) -> Iterator[Ledger]:
             place.unlink()  # made by the lock, for nothing
         raise
     finally:
-        os.close(descriptor)
-
-
-def _lock(place: Path) -> int:
-    """An open file that holds the lock on what the path names now, not on what it named."""
-    while True:
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_ino == place.stat().st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
         os.close(descriptor)
 
 

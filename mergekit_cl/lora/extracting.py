@@ -15,7 +15,7 @@ from mergekit_cl.checkpoint.dtypes import torch_dtype
 from mergekit_cl.compatible import check_mergeable, check_same_tensors
 from mergekit_cl.device import choose_device
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError, MismatchError, OptionError, OutputError
+from mergekit_cl.errors import MismatchError, OptionError
 from mergekit_cl.lora.adapter import CONFIG, PREFIX
 from mergekit_cl.lora.adapterfile import AdapterFile
 from mergekit_cl.lora.difference import Candidate, candidates, difference_of, wide_bytes
@@ -26,6 +26,7 @@ from mergekit_cl.manifest import FORMAT, describe_input, read_manifest, versions
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_apart, check_replaceable, side_folder
+from mergekit_cl.output.whole import published_whole
 from mergekit_cl.report.progress import Start
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
         return {**done, "state": "up to date"}
     check_replaceable(request.target, force=request.force)
     staging.open(identity, restart=request.restart)
-    try:
+    with published_whole(staging):
         changed = [c for c in found if digests[0][c.name] != digests[1][c.name]]
         with _threads(request.threads):
             extracted = _write(request, hold(changed, request.wanted), staging.out, progress)
@@ -184,17 +185,6 @@ def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         write_json(staging.out / "clmerge" / "manifest.json", made)
-        staging.publish()
-    except ClmergeError:
-        staging.discard()
-        raise
-    except OSError as error:
-        staging.discard()
-        raise OutputError(
-            "writing failed", detail=f"{staging.place}: {error.strerror or error}"
-        ) from error
-    finally:
-        staging.close()
     return {**made, "state": "published"}
 
 

@@ -1,4 +1,4 @@
-"""One process at a time in a folder; a lock that its owner's death gives back."""
+"""One process at a time in a folder or at a file; a lock that its owner's death gives back."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ def lock_folder(folder: Path) -> int | None:
 
     Raises FileNotFoundError where the folder is gone: its owner has just finished.
     """
-    path = folder / NAME
+    try:
+        return _lock(folder / NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+
+
+def lock_file(path: Path) -> int:
+    """Lock a file, made if need be, when its turn comes; the open file that holds the lock."""
+    return _lock(path, fcntl.LOCK_EX)
+
+
+def _lock(path: Path, how: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ends removes the file: a lock on a removed file protects nothing.
+            fcntl.flock(descriptor, how)
+            # Its owner may have removed or replaced the file since it was opened: a lock on what no
+            # name leads to protects nothing.
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
         except FileNotFoundError:
             pass
         except BaseException:

@@ -10,10 +10,10 @@ from typing import Any
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import ClmergeError, OutputError
 from mergekit_cl.manifest import FORMAT, describe_input, versions, write_json
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.output.staging import Staging
+from mergekit_cl.output.whole import published_whole
 from mergekit_cl.training.bufferfile import save_buffer
 from mergekit_cl.tuning.evaluating import as_published
 from mergekit_cl.tuning.live import Live
@@ -74,19 +74,8 @@ def _staging(session: Session, target: Path) -> Iterator[Path]:
     if staging.complete() is not None:
         staging.discard()
     staging.open({"command": "train", "run": str(session.folder.root)}, restart=True)
-    try:
+    with published_whole(staging):
         yield staging.out
-        staging.publish()
-    except ClmergeError:
-        staging.discard()
-        raise
-    except OSError as error:
-        staging.discard()
-        raise OutputError(
-            "writing failed", detail=f"{staging.place}: {error.strerror or error}"
-        ) from error
-    finally:
-        staging.close()
 
 
 def _manifest(session: Session, out: Path, target: Path) -> dict[str, Any]:
