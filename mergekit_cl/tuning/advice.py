@@ -159,6 +159,17 @@ def _rest(config: Config, facts: Facts) -> Iterator[str]:
             "nothing is watched: thresholds depend on the loss's scale, which is learned from "
             "them; give drift.state of an earlier run"
         )
+    elif (
+        drift is not None
+        and drift.state is None
+        and drift.mean_time_between_false_alarms > drift.calibration
+    ):
+        yield (
+            f"drift.arl = {drift.mean_time_between_false_alarms} asks for more than "
+            f"drift.calibration = {drift.calibration} steps can tell: false alarms may come as "
+            f"often as every {drift.calibration} steps; calibrate on as many as there "
+            "shall be between two"
+        )
     if facts.rows and facts.cut / facts.rows > CUT:
         yield (
             f"{facts.cut} of {facts.rows} rows are cut at {config.batch.max_length} tokens "

@@ -166,8 +166,8 @@ class Drift(Section):
     """A detector on the loss of each step's new rows, before they are learnt."""
 
     detector: Literal["page-hinkley", "cusum", "adwin"] = "page-hinkley"
-    mean_time_between_false_alarms: Annotated[Count, Field(alias="arl")] = 10_000
-    calibration: Annotated[int, Field(ge=50)] = 200
+    mean_time_between_false_alarms: Annotated[Count, Field(alias="arl")] = 500
+    calibration: Annotated[int, Field(ge=50)] = 500
     state: Place | None = None
     stop: bool = False
 

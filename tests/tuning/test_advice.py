@@ -56,6 +56,7 @@ def vars_of(facts: Facts) -> dict[str, Any]:
         ("above 16 adapters forget more", {"lora": {"rank": 32}}, WELL),
         ("longer than the run's", {"ema": {"half_life": 3000.0}}, WELL),
         ("nothing is watched", {"drift": {"calibration": 2000}}, WELL),
+        ("false alarms may come as often", {"drift": {"arl": 5000}}, WELL),
         ("are cut at 512 tokens", {"replay": {}}, changed(cut=600)),
         ("small updates are lost", {"replay": {}}, changed(stored=frozenset({"BF16"}))),
     ],
