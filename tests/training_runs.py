@@ -83,7 +83,9 @@ def in_fork(run: Callable[[], object], *, seconds: float | None = None) -> int:
             os._exit(code)
     if seconds is not None:
         ended = os.pidfd_open(child)
-        if not select.select([ended], [], [], seconds)[0]:
+        waiting = select.poll()  # select.select takes no descriptor above 1023
+        waiting.register(ended, select.POLLIN)
+        if not waiting.poll(1000 * seconds):
             os.kill(child, signal.SIGKILL)
         os.close(ended)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -74,7 +74,7 @@ def test_a_strong_penalty_holds_the_second_task_near_the_first(
     """Distances, weighted by the Fisher that EWC uses, against training without it."""
 
     def moved(strength: float) -> float:
-        ewc = {"lambda": strength, "samples": 40, "update": "proximal"}
+        ewc = {"lambda": strength, "samples": 40, "update": "proximal", "mode": "sum"}
         sgd = {"name": "sgd", "learning_rate": 0.1}
         output = tmp_path / f"run-{strength:g}"
         trained(
