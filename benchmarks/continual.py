@@ -3,7 +3,8 @@
     python benchmarks/continual.py --work DIR                   runs what is missing, prints tables
     python benchmarks/continual.py --work DIR --only 'mnist/*'  a part of it
     python benchmarks/continual.py --work DIR --list            what would run
-    python benchmarks/continual.py --work DIR --write           the tables into docs/continual.md
+    python benchmarks/continual.py --work DIR --write           the tables into docs/continual.md;
+                                                                one that was not run stays
 
 Each cell (suite/setting/method/seed) is a file in DIR, so that the run can be stopped and taken up
 again, or shared between processes with different --only. Set OMP_NUM_THREADS=1. Everything together
@@ -84,11 +85,11 @@ def main(arguments: list[str]) -> int:
     except FetchError as error:
         print(f"error: {error}\n  try: the same command again", file=sys.stderr)
         return 1
-    text = tables(results(every, given.work))
+    found = results(every, given.work)
     if given.write:
-        write(text)
+        write(lambda shown: tables(found, shown))
     else:
-        print(text)
+        print(tables(found))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.continual_suites import SUITES, Cell, Suite
@@ -16,9 +16,19 @@ BEGIN, END = "<!-- the tables: python benchmarks/continual.py --write -->", "<!-
 Matrix = Sequence[Sequence[float | None]]
 
 
-def tables(results: Mapping[Cell, Matrix]) -> str:
-    """One table per suite; a dash where a cell was not run."""
-    return "\n\n".join(table(suite, results) for suite in SUITES)
+def tables(results: Mapping[Cell, Matrix], shown: str = "") -> str:
+    """One table per suite; a dash where a cell was not run.
+
+    shown: tables of an earlier run, of which those of suites without any result are kept.
+    """
+    run = {cell.suite.name for cell in results}
+    parts = {part.partition("\n")[0]: part.strip() for part in shown.split("### ")}
+    return "\n\n".join(
+        table(suite, results)
+        if suite.name in run or suite.title not in parts
+        else f"### {parts[suite.title]}"
+        for suite in SUITES
+    )
 
 
 def table(suite: Suite, results: Mapping[Cell, Matrix]) -> str:
@@ -52,10 +62,12 @@ def in_percent(values: Sequence[float | None]) -> str:
     return f"{mean} ± {statistics.stdev(known) / math.sqrt(len(known)):.1f}"
 
 
-def write(text: str, begin: str = BEGIN, end: str = END, page: Path = PAGE) -> None:
-    """Put tables between two marks of the page."""
+def write(
+    made: Callable[[str], str], begin: str = BEGIN, end: str = END, page: Path = PAGE
+) -> None:
+    """Put tables between two marks of the page; `made` of what is there now."""
     head, _, rest = page.read_text("utf-8").partition(begin)
-    _, found, tail = rest.partition(end)
+    shown, found, tail = rest.partition(end)
     if not found:
         raise SystemExit(f"error: {page} has no marks for the tables\n  {begin} ... {end}")
-    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", "utf-8")
+    page.write_text(f"{head}{begin}\n\n{made(shown)}\n\n{end}{tail}", "utf-8")

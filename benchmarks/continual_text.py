@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
     common = config(model.resolve(), text.resolve(), given.steps)
     shown = table({name: learn(work, name, common) for name in given.methods})
     if given.write:
-        write(shown, BEGIN, END)
+        write(lambda _: shown, BEGIN, END)
     else:
         print(shown)
     return 0

@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_and_its_tables_reach_the_page(
         monkeypatch.setattr(module, "SUITES", (suite,))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{continual_tables.BEGIN}\nold\n{continual_tables.END}\nafter\n")
-    monkeypatch.setattr(continual, "write", lambda text: continual_tables.write(text, page=page))
+    monkeypatch.setattr(continual, "write", lambda made: continual_tables.write(made, page=page))
     line = ["--work", str(tmp_path / "work"), "--seeds", "2"]
     assert continual.main([*line, "--only", "mnist/task/naive/*"]) == 0
     assert "2/2 mnist/task/naive/1" in capsys.readouterr().err
@@ -133,6 +133,19 @@ def test_a_stopped_run_goes_on_and_its_tables_reach_the_page(
     assert "±" in rows["| naive"]
     assert "±" in rows["| EWC, exact, lambda 100"]
     assert rows["| joint"] == "| joint | - | - |"
+
+
+def test_tables_of_suites_that_were_not_run_stay_on_the_page() -> None:
+    digits, clothes = continual_suites.SUITES[:2]
+    naive = clothes.methods()[0]
+    earlier = {continual_suites.Cell(clothes, "task", naive, 0): [[0.25]]}
+    shown = continual_tables.tables(earlier)
+    later = {continual_suites.Cell(digits, "task", naive, 0): [[0.75]]}
+    text = continual_tables.tables(later, f"\n\n{shown}\n\n")
+    assert continual_tables.table(clothes, earlier) in text
+    assert continual_tables.table(digits, later) in text
+    assert text.count("### ") == len(continual_suites.SUITES)
+    assert continual_tables.tables(later, f"\n\n{text}\n\n") == text
 
 
 @pytest.mark.slow
