@@ -3,6 +3,9 @@
 The same float32 operations in the same order as merge/linear.py and merge/fisher.py, each rounded
 on its own (no contraction, no reassociation), so that the bits are the same. A block in which
 anything is not finite is only reported: those formulas say what becomes of it.
+
+Counts are cast back to 32 bits wherever they are added to: numba widens sums of integers to 64, and
+a loop with those takes half as many entries at a time.
 """
 
 from __future__ import annotations
@@ -159,7 +162,7 @@ def mean_of_pair(near, far, weight, lost_zero, out, exact):
         stored = narrow(result, out[i])
         exact[i] = result
         out[i] = stored
-        bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
+        bad = np.uint32(bad | not_finite(x) | not_finite(y) | not_finite(widen(stored)))
     return bad
 
 
@@ -171,31 +174,41 @@ def fisher_of_pairs(a, b, fisher_a, fisher_b, numbers, bounds, out, exact, decid
     fallback decided of each tensor; returns a count of what is not finite.
     """
     bad = np.uint32(0)
-    zero = np.float32(0.0)
     for tensor in range(bounds.shape[0] - 1):
-        weight_a, factor_a, floor_a = numbers[tensor, 0], numbers[tensor, 1], numbers[tensor, 2]
-        weight_b, factor_b, floor_b = numbers[tensor, 3], numbers[tensor, 4], numbers[tensor, 5]
-        fallback = np.uint32(0)
-        for i in range(bounds[tensor], bounds[tensor + 1]):
-            x = widen(a[i])
-            y = widen(b[i])
-            fx = widen(fisher_a[i])
-            fy = widen(fisher_b[i])
-            undecided = fx + fy == zero
-            gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
-            gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
-            grown = gx + gy
-            divisor = grown if grown != zero else np.float32(1.0)
-            tx = gx / divisor
-            ty = gy / divisor
-            near = x if tx > ty else y
-            far = y if tx > ty else x
-            result = near - (ty if ty < tx else tx) * (near - far)
-            stored = narrow(result, out[i])
-            exact[i] = result
-            out[i] = stored
-            fallback += np.uint32(undecided)
-            bad |= not_finite(x) | not_finite(y) | not_finite(widen(stored))
-            bad |= not_finite(fx) | not_finite(fy) | not_finite(grown)
-        decided[tensor] = fallback
+        # A slice each: an index that might be negative keeps a loop from being vectorised.
+        here = slice(bounds[tensor], bounds[tensor + 1])
+        inputs = a[here], b[here], fisher_a[here], fisher_b[here]
+        found, decided[tensor] = _fisher_of_pair(*inputs, numbers[tensor], out[here], exact[here])
+        bad |= found
     return bad
+
+
+@njit(nogil=True, cache=True)
+def _fisher_of_pair(a, b, fisher_a, fisher_b, numbers, out, exact):
+    """One tensor of `fisher_of_pairs`: counts of what is not finite and of what fell back."""
+    weight_a, factor_a, floor_a = numbers[0], numbers[1], numbers[2]
+    weight_b, factor_b, floor_b = numbers[3], numbers[4], numbers[5]
+    bad = fallback = np.uint32(0)
+    zero = np.float32(0.0)
+    for i in range(out.shape[0]):
+        x = widen(a[i])
+        y = widen(b[i])
+        fx = widen(fisher_a[i])
+        fy = widen(fisher_b[i])
+        undecided = fx + fy == zero
+        gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
+        gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
+        grown = gx + gy
+        divisor = grown if grown != zero else np.float32(1.0)
+        tx = gx / divisor
+        ty = gy / divisor
+        near = x if tx > ty else y
+        far = y if tx > ty else x
+        result = near - (ty if ty < tx else tx) * (near - far)
+        stored = narrow(result, out[i])
+        exact[i] = result
+        out[i] = stored
+        fallback = np.uint32(fallback + undecided)
+        odd = not_finite(x) | not_finite(y) | not_finite(widen(stored))
+        bad = np.uint32(bad | odd | not_finite(fx) | not_finite(fy) | not_finite(grown))
+    return bad, fallback

@@ -91,7 +91,7 @@ def widen_block(stored, out):
     for i in range(out.shape[0]):
         value = widen(stored[i])
         out[i] = np.float64(value)
-        bad |= not_finite(value)
+        bad = np.uint32(bad | not_finite(value))
     return bad
 
 
@@ -102,7 +102,7 @@ def widen_with(stored, residual, out):
     for i in range(out.shape[0]):
         value = widen(stored[i])
         out[i] = np.float64(value) + np.float64(residual[i])
-        bad |= not_finite(value) | not_finite(residual[i])
+        bad = np.uint32(bad | not_finite(value) | not_finite(residual[i]))
     return bad
 
 
@@ -113,5 +113,5 @@ def round_block(exact, out):
     for i in range(out.shape[0]):
         found = rounded(exact[i], out[i])
         out[i] = found
-        bad |= not_finite(widen(found))
+        bad = np.uint32(bad | not_finite(widen(found)))
     return bad
