@@ -57,8 +57,9 @@ def weights_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> 
     """
     # The JSON of [name, dtype, shape, digest] without spaces; json.dumps would set up an encoder
     # for each, and models have tens of thousands of tensors.
+    quoted = json.JSONEncoder().encode
     lines = sorted(
-        f'[{json.dumps(name)},"{dtype}",[{",".join(map(str, shape))}],"{digest}"]'
+        f'[{quoted(name)},"{dtype}",[{",".join(map(str, shape))}],"{digest}"]'
         for name, dtype, shape, digest in tensors
     )
     return blake3("\n".join(lines).encode()).hexdigest()

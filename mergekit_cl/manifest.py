@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,33 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with sorted keys, so that equal content is equal bytes."""
+    """Write JSON with sorted keys, so that equal content is equal bytes; a tensor is a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    path.write_text(json_text(content) + "\n")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """JSON with sorted keys, a line for each entry of the document and of the tables in it.
+
+    What lies deeper stays in its line: to read, to grep, and six times sooner than all indented.
+    Raises ValueError for NaN and infinities.
+    """
+    encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+    return _indented(content, encode, 2, "\n")
+
+
+def _indented(value: Any, encode: Callable[[Any], str], depth: int, newline: str) -> str:
+    if not depth or not value or not isinstance(value, (Mapping, list, tuple)):
+        return encode(value)
+    inner = newline + "  "
+    if isinstance(value, Mapping):
+        lines = [
+            f"{encode(key)}: {_indented(value[key], encode, depth - 1, inner)}"
+            for key in sorted(value)
+        ]
+        return f"{{{inner}{f',{inner}'.join(lines)}{newline}}}"
+    lines = [_indented(one, encode, depth - 1, inner) for one in value]
+    return f"[{inner}{f',{inner}'.join(lines)}{newline}]"
 
 
 def read_manifest(side_folder: Path) -> dict[str, Any] | None:

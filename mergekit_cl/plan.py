@@ -287,6 +287,8 @@ def _cut(name: str, info: TensorInfo, resized: Resized) -> TensorInfo:
 
 def _with_twins(step: Step, ties: Ties, resized: Resized) -> Step:
     """The step with further copies of its inputs' tensors to read: they must be equal to them."""
+    if not ties.canonical:
+        return step
     added: list[Operand] = []
     twins = []
     for k in step.parents:

@@ -7,7 +7,7 @@ candidates only: that the values are equal is checked while they are read (`chec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,9 +127,9 @@ def _candidates(
                     yield twin, name, False
 
 
-def ends_with(name: str, endings: Iterable[str]) -> bool:
+def ends_with(name: str, endings: tuple[str, ...]) -> bool:
     """Whether a name is one of these, or ends in one after a dot."""
-    return any(name == ending or name.endswith("." + ending) for ending in endings)
+    return name.endswith(endings) and f".{name}".endswith(tuple(f".{end}" for end in endings))
 
 
 def says_tied(config: Mapping[str, Any] | None) -> bool | None:

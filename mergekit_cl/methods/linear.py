@@ -34,18 +34,24 @@ def linear_method(
     resolved = resolve_weights(weights, len(checkpoints), normalize=normalize)
     sidecars = by_names_of_merge(sidecars, checkpoints)
 
+    count = len(checkpoints)
+    pair = None
+    if normalize or base is None:
+        formula = weighted_mean if normalize else weighted_sum
+        kernel = first_operands(partial(formula, weights=resolved), count)
+        closeness = float32_for(count)
+        if normalize and count == 2:
+            pair = PairMean((resolved[0], resolved[1]))
+    else:
+        kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), count)
+        closeness = float32_for(count + 1)
+
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
-        more, places = report_operands(name, len(inputs), sidecars)
+        more, places = report_operands(name, count, sidecars)
         # The base goes last, behind the Fishers.
         with_base = more if base is None else (*more, base_operand(name, inputs, base))
-        place = None if base is None else len(inputs) + len(more)
-        if normalize or base is None:
-            formula = weighted_mean if normalize else weighted_sum
-            kernel = first_operands(partial(formula, weights=resolved), len(inputs))
-            pair = PairMean((resolved[0], resolved[1])) if normalize and len(inputs) == 2 else None
-            return Ingredients(kernel, with_base, places, float32_for(len(inputs)), place, pair)
-        kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), len(inputs))
-        return Ingredients(kernel, with_base, places, float32_for(len(inputs) + 1), place)
+        place = None if base is None else count + len(more)
+        return Ingredients(kernel, with_base, places, closeness, place, pair)
 
     return Method(
         "linear-merge",
