@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +24,14 @@ class PositionedFile:
     """Copies made by `pread`.
 
     Where every byte is hashed, copying costs what the page faults of a mapping do, and a file that
-    becomes shorter is an error where a mapping would end the process by a signal.
+    becomes shorter is an error where a mapping would end the process by a signal. The file is
+    closed at the latest when nothing refers to this any more.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._closing: weakref.finalize[[int], PositionedFile] | None = None
         self._opening = threading.Lock()
 
     def read(self, tensor: TensorInfo, start: int, stop: int) -> torch.Tensor:
@@ -77,12 +80,13 @@ class PositionedFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._closing is not None:
+            self._closing()
+        self._descriptor = self._closing = None
 
     def _opened(self) -> int:
         with self._opening:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._closing = weakref.finalize(self, os.close, self._descriptor)
             return self._descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def reader_of(path: Path) -> type:
 
 def test_a_local_aligned_file_is_mapped(tmp_path: Path) -> None:
     assert reader_of(write_model(tmp_path, model_tensors(1)) / "model.safetensors") is MappedFile
+
+
+def test_a_file_that_nobody_closed_is_closed_when_nobody_has_it(tmp_path: Path) -> None:
+    write_model(tmp_path, model_tensors(1))
+
+    def is_open() -> bool:
+        held = Path("/proc/self/fd").iterdir()
+        return any(one.is_symlink() and one.readlink().parent == tmp_path for one in held)
+
+    checkpoint = open_checkpoint(tmp_path)
+    info = next(iter(checkpoint.tensors.values()))
+    checkpoint.block(info, 0, info.numel)
+    assert is_open()
+    del checkpoint
+    gc.collect()
+    assert not is_open()
 
 
 def test_a_file_on_a_network_is_read_by_position(tmp_path: Path, on_network: None) -> None:
