@@ -12,8 +12,11 @@ from mergekit_cl.output.durable import write_durably
 from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.resuming import differing
 from mergekit_cl.tuning.rundir import RunFolder
+from mergekit_cl.tuning.state import pointer
 
 INPUTS = "inputs.json"
+TAKEN_OVER = ("replay.buffer", "drift.state")
+"""Files of which a run's state holds all: others may go on writing them."""
 
 Judged = dict[str, tuple[Row, ...]]
 
@@ -44,8 +47,12 @@ def has_inputs(folder: RunFolder, now: Mapping[str, Any]) -> bool:
     return all(stored.get(key) == value for key, value in now.items())
 
 
-def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
-    """Raise MismatchError where weights, rows or files are not those that the run began with."""
+def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run began with, by the keys of `now`, which is the same still.
+
+    Raises MismatchError where weights, rows or files are not, but for those that the run's own
+    state holds by now.
+    """
     stored = read_inputs(folder)
     if stored["base"] != now["base"]:
         raise MismatchError(
@@ -60,12 +67,16 @@ def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
                 detail=f"{folder.root}: task {name}",
                 hint="put its data back as it was; --continue adds new rows as a task of their own",
             )
-    if changed := list(differing(stored.get("files"), now["files"])):
+    changed = list(differing(stored["files"], now["files"]))
+    if pointer(folder.state):
+        changed = [key for key in changed if key not in TAKEN_OVER]
+    if changed:
         raise MismatchError(
             "what the config names has changed since the run began",
             detail=f"{folder.root}: {changed[0]}",
             hint="put it back as it was, or begin a new run",
         )
+    return {key: stored[key] for key in now}
 
 
 def judged_before(folder: RunFolder, but: Collection[str] = ()) -> Judged:
@@ -95,8 +106,9 @@ def read_inputs(folder: RunFolder) -> dict[str, Any]:
     path = folder.root / INPUTS
     try:
         found = json.loads(path.read_bytes())
-        if not isinstance(found["base"], str) or not isinstance(found["tasks"], dict):
-            raise ValueError("base, tasks")
+        kinds = {"base": str, "tasks": dict, "files": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(found[key], kind)]:
+            raise ValueError(", ".join(wrong))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             "what the run began with cannot be read",

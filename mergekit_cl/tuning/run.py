@@ -116,7 +116,7 @@ def train(
         prepared = prepare(config, checkpoint, judged)
         inputs = {**prepared.inputs, "earlier": None if earlier is None else earlier.digest}
         if resume is not None:
-            check_inputs(folder, inputs)
+            inputs = check_inputs(folder, inputs)
         if before is not None and prepared.tuned.adapted:
             check_same_base(before.folder, prepared.base)
         check_disk(config, prepared, checkpoint, folder.root)

@@ -91,13 +91,29 @@ def test_another_config_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
 
 
 def test_another_file_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    config = guarded(tmp_path)
-    assert in_fork(lambda: trained(config, progress=dying_at("fisher of a"))) == -signal.SIGKILL
-    changed = json.loads((tmp_path / "drift.json").read_text())
-    (tmp_path / "drift.json").write_text(json.dumps({**changed, "rows": 1}))
+    run, state = tmp_path / "run", tmp_path / "drift.json"
+    held = write_text(tmp_path / "held.jsonl", 10, 7)
+    guard = guarded(tmp_path)
+    assert guard.gate is not None
+    gate = guard.gate.model_copy(update={"suites": {"held": [str(held)]}})
+    config = guard.model_copy(update={"gate": gate})
+    how: dict[str, Any] = {"progress": dying_at("evaluate")}
+    assert in_fork(lambda: trained(config, **how)) == -signal.SIGKILL
+    before = state.read_text()
+    state.write_text(json.dumps({**json.loads(before), "rows": 1}))
     with pytest.raises(MismatchError, match="changed since the run began") as refused:
-        trained(config, resume=tmp_path / "run")
+        trained(config, resume=run)
     assert "drift.state" in str(refused.value.detail)
+    state.write_text(before)
+    how = {"progress": dying_at("fisher of a"), "resume": run}
+    assert in_fork(lambda: trained(config, **how)) == -signal.SIGKILL
+    state.write_text(json.dumps({**json.loads(before), "rows": 1}))  # by now the run has its own
+    write_text(held, 10, 8)
+    with pytest.raises(MismatchError, match="changed since the run began") as refused:
+        trained(config, resume=run)
+    assert "gate.suites.held" in str(refused.value.detail)
+    write_text(held, 10, 7)
+    assert trained(config, resume=run)[0].state == "finished"
 
 
 def guarded(root: Path) -> Any:
