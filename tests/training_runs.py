@@ -106,6 +106,19 @@ def dying_after(count: int, number: int = signal.SIGKILL) -> Callable[..., Advan
     return start
 
 
+def dying_at(title: str, number: int = 1) -> Callable[..., Advance]:
+    """Progress that kills its own process where the `number`-th work of this title begins."""
+    seen = [0]
+
+    def start(found: str, total: int, unit: Unit = "bytes") -> Advance:
+        seen[0] += found == title
+        if found == title and seen[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return lambda done: None
+
+    return start
+
+
 def files_of(root: Path, *, but: Sequence[str] = ()) -> dict[str, bytes]:
     """{name: bytes} of all files below a folder, but for those of these names."""
     return {

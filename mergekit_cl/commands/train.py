@@ -114,7 +114,11 @@ def _config(
     from mergekit_cl.tuning.reading import read_config
 
     if config is None:
+        from mergekit_cl.tuning.resuming import check_resumed
+        from mergekit_cl.tuning.rundir import RunFolder
+
         assert resume is not None
+        check_resumed(RunFolder(resume))
         config = resume / "config.yaml"
     return read_config(config, sets, output if resume is None else resume)
 

@@ -53,6 +53,10 @@ class WeightAverage:
         self.updates = 0
         self.tensors = start(model)
 
+    def restart(self, model: Weights) -> None:
+        """Forget what was averaged and begin at the model's weights."""
+        self.tensors, self.updates = start(model), 0
+
     @torch.no_grad()
     def update(self, model: Weights, *, steps: int = 1, tokens: int | None = None) -> None:
         """Move towards the model's weights, after `steps` optimizer steps or `tokens` tokens.
@@ -107,6 +111,7 @@ class WeightAverage:
                 raise MismatchError(
                     f"the stored average has another {key.replace('_', '-')}",
                     detail=f"{state[key]} in the file, {getattr(self, key)} asked for",
+                    hint=f"ask for {key} {state[key]}, or begin a new average",
                 )
         same_tensors(self.tensors, state["tensors"], "stored average")
         for name, tensor in self.tensors.items():

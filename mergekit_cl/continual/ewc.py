@@ -116,8 +116,11 @@ def add_penalty_gradient(
 def matched(
     parameters: Mapping[str, Tensor], protection: Protection
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor, slice | None]]]:
-    """Name and (theta, F, anchor, rows) of what is protected; rows: None unless it has grown."""
-    for name, fisher in protection.fisher.items():
+    """Name and (theta, F, anchor, rows) of what is protected; rows: None unless it has grown.
+
+    By name: a protection that was stored and read has another order, and must add up to the bit.
+    """
+    for name, fisher in sorted(protection.fisher.items()):
         if name not in parameters:
             continue
         parameter = parameters[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.mixing import Realised
 from mergekit_cl.training.bufferfile import load_buffer
-from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.live import History, Live
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.position import Position
@@ -31,36 +30,39 @@ def begin(config: Config, prepared: Prepared) -> Live:
             unit=config.ema.unit,
             warmup=config.ema.warmup,
         )
-    held_out = {row.id for rows in prepared.judged.values() for row in rows}
-    live.buffer = _buffer(config, held_out)
+    live.buffer = _buffer(config, prepared.held_out)
     if prepared.protection is not None:
         live.protection = placed(prepared.protection, live)
         live.protected = 1
+        live.estimator = prepared.estimator
     if config.drift is not None:
         live.stream = stream_of(config.drift)
     return live
 
 
-def go_on(live: Live, judged: Mapping[str, Sequence[Row]], *, anew: Config | None = None) -> None:
+def go_on(live: Live, held_out: Collection[str], *, anew: Config | None = None) -> None:
     """Make what was loaded fit this run.
 
-    judged: rows that no buffer may hold. anew: the config of a run that builds on the one loaded:
-    it begins with the first of its own tasks, and with a fresh optimizer.
+    held_out: ids of rows that no buffer may hold. anew: the config of a run that builds on the one
+    loaded: it begins with the first of its own tasks, and with a fresh optimizer.
     """
     if anew is not None:
-        _begin_anew(live, anew)
+        _begin_anew(live, anew, held_out)
     if live.buffer is not None:
-        live.buffer.hold_out({row.id for rows in judged.values() for row in rows})
+        live.buffer.hold_out(held_out)
 
 
-def _begin_anew(live: Live, config: Config) -> None:
+def _begin_anew(live: Live, config: Config, held_out: Collection[str]) -> None:
     now = live.position
     live.position = Position(steps=now.steps, tokens=now.tokens)
     live.realised = Realised()
     live.optimizer = make_optimizer(config.optimizer, live.tuned.trained())
     live.history = replace(History(), looks=live.history.looks)
     live.record.reference, live.record.anchor = {}, {}
-    wanted = _buffer(config, ())
+    if live.average is not None and not live.average.updates:
+        # The earlier run kept none: it begins at that run's weights, not at those of the base.
+        live.average.restart(live.tuned)
+    wanted = _buffer(config, held_out)
     if live.buffer is not None and wanted is not None:
         for kept in live.buffer.rows():
             wanted.add(kept.row, kept.label, kept.task, kept.step)
@@ -69,7 +71,7 @@ def _begin_anew(live: Live, config: Config) -> None:
         live.buffer = wanted
 
 
-def _buffer(config: Config, held_out: set[str] | tuple[()]) -> Buffer | None:
+def _buffer(config: Config, held_out: Collection[str]) -> Buffer | None:
     """An empty buffer as the config asks for it, or the one in the folder that it names."""
     settings = config.replay
     if settings is None:

@@ -1,30 +1,33 @@
-"""What a run leaves so that it can be resumed with the same inputs, or built on."""
+"""What a run leaves of what it began with: for those that resume it, and those that build on it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_cl.errors import FormatError, MismatchError, OptionError
+from mergekit_cl.errors import FormatError, MismatchError
 from mergekit_cl.output.durable import write_durably
 from mergekit_cl.training.rows import Row
+from mergekit_cl.tuning.resuming import differing
 from mergekit_cl.tuning.rundir import RunFolder
-from mergekit_cl.tuning.taskrows import TaskRows
+from mergekit_cl.tuning.state import pointer
 
 INPUTS = "inputs.json"
+TAKEN_OVER = ("replay.buffer", "drift.state")
+"""Files of which a run's state holds all: others may go on writing them."""
 
 Judged = dict[str, tuple[Row, ...]]
 
 
-def describe_inputs(base: str, tasks: tuple[TaskRows, ...]) -> dict[str, Any]:
-    """Digests of the weights a run begins with and of the rows of its tasks."""
-    return {"base": base, "tasks": {task.name: task.digest for task in tasks}}
+def write_inputs(
+    folder: RunFolder, inputs: Mapping[str, Any], judged: Judged, continues: Path | None
+) -> None:
+    """Keep digests, and the rows that tasks are judged by, of earlier runs too, in their order.
 
-
-def write_inputs(folder: RunFolder, inputs: Mapping[str, Any], judged: Judged) -> None:
-    """Keep digests, and the rows that tasks are judged by, of earlier runs too, in their order."""
+    continues: the folder of the run that this one goes on from.
+    """
     for name, rows in judged.items():
         lines = [
             json.dumps({"id": r.id, "kind": r.kind, "content": dict(r.content), "where": r.where})
@@ -32,19 +35,25 @@ def write_inputs(folder: RunFolder, inputs: Mapping[str, Any], judged: Judged) -
         ]
         text = "".join(f"{line}\n" for line in lines)
         write_durably(folder.validation / f"{name}.jsonl", text.encode())
-    text = json.dumps({**inputs, "order": list(judged)}, indent=2, sort_keys=True)
+    place = None if continues is None else str(continues.absolute())
+    content = {**inputs, "order": list(judged), "continues": place}
+    text = json.dumps(content, indent=2, sort_keys=True)
     write_durably(folder.root / INPUTS, f"{text}\n".encode())
 
 
 def has_inputs(folder: RunFolder, now: Mapping[str, Any]) -> bool:
-    """Whether weights and rows are those that the run began with."""
-    stored = _read(folder)
-    return all(stored[key] == now[key] for key in ("base", "tasks"))
+    """Whether weights, rows and files are those that the run began with."""
+    stored = read_inputs(folder)
+    return all(stored.get(key) == value for key, value in now.items())
 
 
-def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
-    """Raise MismatchError where weights or rows are not those that the run began with."""
-    stored = _read(folder)
+def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run began with, by the keys of `now`, which is the same still.
+
+    Raises MismatchError where weights, rows or files are not, but for those that the run's own
+    state holds by now.
+    """
+    stored = read_inputs(folder)
     if stored["base"] != now["base"]:
         raise MismatchError(
             "the model has changed since the run began",
@@ -58,51 +67,29 @@ def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
                 detail=f"{folder.root}: task {name}",
                 hint="put its data back as it was; --continue adds new rows as a task of their own",
             )
-
-
-def check_continued(folder: RunFolder, output: Path, names: set[str]) -> None:
-    """Raise OptionError where the tasks `names` cannot go on from a run, in the folder `output`."""
-    record = folder.read_record()
-    if record is None or record["state"] != "finished":
-        raise OptionError(
-            "only a finished run can be built on",
-            detail=f"--continue {folder.root}: "
-            + ("no run of clmerge" if record is None else "it is not finished"),
-            hint=None if record is None else f"clmerge train CONFIG --resume {folder.root}",
-        )
-    if output.resolve() == folder.root.resolve():
-        raise OptionError(
-            "the new tasks' run needs a folder of its own",
-            detail=f"output is {output}, the run to build on",
-            hint="-o another; the earlier run stays as it is",
-        )
-    if again := sorted(names & {path.stem for path in folder.validation.glob("*.jsonl")}):
-        raise OptionError(
-            "a task of this name is in the earlier run",
-            detail=f"{folder.root}: {again[0]}",
-            hint="give new rows a name of their own",
-        )
-
-
-def check_same_base(folder: RunFolder, base: str) -> None:
-    """Raise MismatchError where an earlier run's adapter belongs to other weights than `base`."""
-    if _read(folder)["base"] != base:
+    changed = list(differing(stored["files"], now["files"]))
+    if pointer(folder.state):
+        changed = [key for key in changed if key not in TAKEN_OVER]
+    if changed:
         raise MismatchError(
-            "the earlier run's adapter was trained on another model",
-            detail=f"{folder.root}: weights {_read(folder)['base'][:16]}, not {base[:16]}",
-            hint="model must be the one that the earlier run names in its config.yaml",
+            "what the config names has changed since the run began",
+            detail=f"{folder.root}: {changed[0]}",
+            hint="put it back as it was, or begin a new run",
         )
+    return {key: stored[key] for key in now}
 
 
-def judged_before(folder: RunFolder) -> Judged:
+def judged_before(folder: RunFolder, but: Collection[str] = ()) -> Judged:
     """The rows that an earlier run's tasks are judged by, {task: rows}, oldest first.
 
-    Raises FormatError where a file of them is damaged.
+    but: tasks to leave out. Raises FormatError where a file of them is damaged.
     """
     found: Judged = {}
-    order = list(_read(folder).get("order", []))
+    order = list(read_inputs(folder).get("order", []))
     paths = {path.stem: path for path in folder.validation.glob("*.jsonl")}
     for name in [*(n for n in order if n in paths), *sorted(paths.keys() - set(order))]:
+        if name in but:
+            continue
         try:
             lines = [json.loads(line) for line in paths[name].read_text().splitlines()]
             found[name] = tuple(Row(v["kind"], v["content"], v["where"], v["id"]) for v in lines)
@@ -114,12 +101,14 @@ def judged_before(folder: RunFolder) -> Judged:
     return found
 
 
-def _read(folder: RunFolder) -> dict[str, Any]:
+def read_inputs(folder: RunFolder) -> dict[str, Any]:
+    """What `write_inputs` wrote; raises FormatError."""
     path = folder.root / INPUTS
     try:
         found = json.loads(path.read_bytes())
-        if not isinstance(found["base"], str) or not isinstance(found["tasks"], dict):
-            raise ValueError("base, tasks")
+        kinds = {"base": str, "tasks": dict, "files": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(found[key], kind)]:
+            raise ValueError(", ".join(wrong))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             "what the run began with cannot be read",

@@ -22,6 +22,7 @@ from mergekit_cl.training.loss import RowLosses, measure_suites
 from mergekit_cl.training.rows import data_digest
 from mergekit_cl.tuning.evaluating import as_published, evaluate
 from mergekit_cl.tuning.live import Live, Suites
+from mergekit_cl.tuning.resuming import FREE
 from mergekit_cl.tuning.session import Session
 from mergekit_cl.tuning.state import load_state
 
@@ -110,14 +111,15 @@ def _measure(session: Session, live: Live) -> Measured:
     if live.record.anchor:
         losses["anchor"] = {name: live.record.anchor[name] for name in suites}
         anchor = str(session.config.gate and session.config.gate.anchor)
-        models["anchor"] = Model(anchor, anchor)
+        models["anchor"] = Model(anchor, session.inputs["files"]["gate.anchor"])
     digests = {name: data_digest(row.id for row in rows.rows) for name, rows in suites.items()}
     return Measured(models, digests, losses, session.reader.max_length)
 
 
 def _model(session: Session, step: int) -> Model:
     """A model that was never written, by what decides it: config, weights, rows and step."""
-    known = [session.config.model_dump(mode="json", by_alias=True), session.inputs, step]
+    config = session.config.model_dump(mode="json", by_alias=True, exclude=set(FREE))
+    known = [config, session.inputs, step]
     digest = bytes_digest(json.dumps(known, sort_keys=True).encode())
     return Model(f"{session.folder.root} at step {step}", digest)
 
@@ -144,17 +146,19 @@ def _decide(session: Session, live: Live, measured: Measured) -> Outcome:
         margin=rule.margin,
         alpha=rule.alpha,
         min_rows=rule.min_rows,
-        looks={name: looks[name] for name in measured.suites} if _several(session) else None,
+        looks={name: looks[name] for name in measured.suites} if _several(session, live) else None,
         seed=rule.seed,
         draws=rule.draws,
     )
     return Outcome(verdict, rule, measured, 0.0)
 
 
-def _several(session: Session) -> bool:
-    """Whether the run looks more than once, so that alpha must be shared."""
+def _several(session: Session, live: Live) -> bool:
+    """Whether the run, or those it continues, look more than once, so that alpha must be shared."""
     gate = session.config.gate
-    return len(session.tasks) > 1 or (gate is not None and gate.every > 0)
+    if len(session.tasks) > 1 or (gate is not None and gate.every > 0):
+        return True
+    return max(live.history.looks.values()) > 1
 
 
 def _brief(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 from fisher.accumulator import Accumulator, Estimate
-from mergekit_cl.errors import DataError
+from mergekit_cl.errors import DataError, MismatchError
 from mergekit_cl.estimating.prepare import default_estimator
 from mergekit_cl.training.choose import Choice, choose
 from mergekit_cl.training.encode import Encoded, auto_batch_size
 from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.folding import folded, whole_weights
 from mergekit_cl.tuning.live import Live
-from mergekit_cl.tuning.model import file_name
+from mergekit_cl.tuning.model import Tuned, file_name
+from mergekit_cl.tuning.schema import Config, Estimator
 from mergekit_cl.tuning.session import Session
 
 SAMPLES = 256
@@ -27,6 +29,28 @@ def samples_of(session: Session) -> int:
 def choose_rows(session: Session, rows: Iterable[Row]) -> Choice:
     """The rows a Fisher is taken on, as `clmerge fisher` would choose them."""
     return choose(rows, samples_of(session), session.config.seed)
+
+
+def estimator_of(config: Config, tuned: Tuned) -> str:
+    """By which a run takes Fishers."""
+    asked = None if config.ewc is None else config.ewc.estimator
+    return asked or default_estimator(tuned.built.kind, tuned.config)
+
+
+def check_estimator(config: Config, live: Live) -> None:
+    """Raise MismatchError where the run's Fishers would be added to others of another estimator."""
+    mine = estimator_of(config, live.tuned)
+    if config.ewc is None or live.estimator in (None, mine):
+        return
+    hint = f'ewc.estimator = "{live.estimator}"'
+    if live.estimator not in get_args(Estimator):
+        hint = f"clmerge fisher --estimator {mine} makes one that can be added to"
+    raise MismatchError(
+        "what is protected was estimated in another way than this run's Fishers, so their numbers "
+        "do not add up",
+        detail=f"{live.estimator} of earlier tasks, {mine} of these",
+        hint=hint,
+    )
 
 
 def estimate_fisher(
@@ -44,15 +68,13 @@ def estimate_fisher(
     mine = encoded
     if engine.world > 1 and not engine.sharded:  # shards compute together, on all rows
         mine = replace(encoded, rows=encoded.rows[engine.rank :: engine.world])
-    kind = live.tuned.built.kind
-    asked = None if config.ewc is None else config.ewc.estimator
     advance = session.progress(title, len(mine.rows), "rows")
     wanted = whole_weights(live.tuned, everything=everything)
     with folded(live.tuned):
         try:
             accumulator = Accumulator(
                 live.tuned.module,
-                estimator=asked or default_estimator(kind, live.tuned.config),
+                estimator=estimator_of(config, live.tuned),
                 seed=config.seed,
                 include=wanted.__contains__,
             )

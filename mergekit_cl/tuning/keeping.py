@@ -29,6 +29,7 @@ def keep_task(session: Session, live: Live) -> None:
     choice = choose_rows(session, task.train.values())
     title = f"fisher of {task.name}"
     estimate, _ = estimate_fisher(session, live, choice, everything=False, title=title)
+    live.estimator = estimate.estimator
     new = Protection(estimate.diagonal, _anchor(live, estimate.diagonal.keys()))
     if live.protection is None:
         live.protection = new

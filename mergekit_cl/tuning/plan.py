@@ -18,6 +18,7 @@ from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
 from mergekit_cl.tuning.advice import Facts, advice
+from mergekit_cl.tuning.continuing import check_continued
 from mergekit_cl.tuning.counting import count_weights
 from mergekit_cl.tuning.earlier import judged_before
 from mergekit_cl.tuning.footprint import Footprint, footprint
@@ -43,6 +44,8 @@ def plan_training(
     where there is memory for it. earlier: the run whose tasks these come after. Refuses what the
     run would.
     """
+    if earlier is not None:
+        check_continued(RunFolder(earlier), Path(config.output), config)
     before = {} if earlier is None else judged_before(RunFolder(earlier))
     kept = earlier is not None and protected_tasks(RunFolder(earlier).state) > 0
     others = {**before, **gate_suites(config)}

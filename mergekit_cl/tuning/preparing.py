@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint import Checkpoint, open_checkpoint
 from mergekit_cl.errors import OptionError
@@ -18,10 +19,10 @@ from mergekit_cl.training.data import read_rows
 from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
-from mergekit_cl.tuning.earlier import Judged, judged_before
+from mergekit_cl.tuning.earlier import Judged
+from mergekit_cl.tuning.inputs import describe_inputs
 from mergekit_cl.tuning.model import Tuned, build_base, build_tuned
 from mergekit_cl.tuning.protecting import protection_from_sidecars
-from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.taskrows import CHARACTERS_PER_TOKEN, Reader, TaskRows, read_tasks
 
@@ -38,44 +39,45 @@ GENERATIONS = 3
 class Prepared:
     """What a run is made of.
 
-    base: digest of the weights it begins with. judged: rows that tasks are judged by, of earlier
-    runs first; extra: those of the gate's own suites. protection: from sidecars.
+    base: digest of the weights it begins with; inputs: of all it begins with. judged: rows that
+    tasks are judged by, of earlier runs first; extra: those of the gate's own suites. protection:
+    from sidecars, whose estimator is `estimator`.
     """
 
     tuned: Tuned
     reader: Reader
     tasks: tuple[TaskRows, ...]
     base: str
+    inputs: Mapping[str, Any]
     judged: Judged
     extra: Judged
     protection: Protection | None
+    estimator: str | None
+
+    @property
+    def held_out(self) -> set[str]:
+        """Ids of rows that are judged by, and so never learned or replayed."""
+        return {row.id for of in (self.judged, self.extra) for rows in of.values() for row in rows}
 
     def suites(self, of: Judged) -> dict[str, Encoded]:
         """Rows as tokens."""
         return {name: self.reader.encode(rows, name) for name, rows in of.items()}
 
 
-def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -> Prepared:
+def prepare(config: Config, checkpoint: Checkpoint, before: Judged) -> Prepared:
     """Build the model and read all rows; raises for everything that is wrong with them.
 
-    earlier: the run whose tasks these come after.
+    before: the rows that tasks of earlier runs are judged by.
     """
     _check_combinations(config)
-    if earlier is not None and config.ewc is not None and config.ewc.sidecars:
-        raise OptionError(
-            "a run that continues another takes over what that one protects, and no sidecars",
-            detail=f"--continue {earlier.root} with ewc.sidecars",
-            hint="leave out one of them: --continue, or ewc.sidecars and ewc.anchors",
-        )
     check_gate(config)
     built = build_base(checkpoint)
-    protection = _protection(config, built)
+    protection, estimator = _protection(config, built)
     tuned = build_tuned(config, checkpoint, built)
     batch = config.batch
     reader = Reader(
         tuned.tokenizer, built.kind, tuned.config, batch.max_length, batch.completion_only
     )
-    before = {} if earlier is None else judged_before(earlier)
     extra = gate_suites(config)
     held_out = {row.id for rows in (*before.values(), *extra.values()) for row in rows}
     tasks = read_tasks(config, reader, held_out)
@@ -86,7 +88,9 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
             detail="no task has validation rows, and gate.suites is empty",
             hint="give validation, validation_share or gate.suites",
         )
-    return Prepared(tuned, reader, tasks, digest_of(checkpoint), judged, extra, protection)
+    base = digest_of(checkpoint)
+    inputs = describe_inputs(config, base, tasks, extra)
+    return Prepared(tuned, reader, tasks, base, inputs, judged, extra, protection, estimator)
 
 
 def check_gate(config: Config) -> None:
@@ -137,9 +141,10 @@ def _check_combinations(config: Config) -> None:
         )
 
 
-def _protection(config: Config, built: BuiltModel) -> Protection | None:
+def _protection(config: Config, built: BuiltModel) -> tuple[Protection | None, str | None]:
+    """What sidecars hold back, and their estimator."""
     if config.ewc is None or not config.ewc.sidecars:
-        return None
+        return None, None
     pairs = zip(config.ewc.sidecars, config.ewc.anchors, strict=True)
     with ExitStack() as stack:
         earlier = []
@@ -148,7 +153,8 @@ def _protection(config: Config, built: BuiltModel) -> Protection | None:
             stack.enter_context(opened.checkpoint)
             earlier.append((opened, stack.enter_context(open_checkpoint(anchor))))
         settings = config.ewc
-        return protection_from_sidecars(built, earlier, mode=settings.mode, gamma=settings.gamma)
+        whole = protection_from_sidecars(built, earlier, mode=settings.mode, gamma=settings.gamma)
+        return whole, str(earlier[0][0].metadata["estimator"])
 
 
 def gate_suites(config: Config) -> Judged:

@@ -18,12 +18,7 @@ FREE = ("output", "save_every", "shard", "trackers")
 
 def check_same_config(folder: RunFolder, config: Config) -> None:
     """Raise where `folder` holds no run, or one of another config, whose keys are named."""
-    if folder.read_record() is None:
-        raise InputError(
-            "there is no run to resume",
-            detail=f"{folder.root}: no run.json of clmerge",
-            hint="give the folder that an earlier clmerge train wrote, or leave out --resume",
-        )
+    check_resumed(folder)
     keys = _changed_keys(folder, config)
     if keys:
         raise OptionError(
@@ -34,6 +29,17 @@ def check_same_config(folder: RunFolder, config: Config) -> None:
         )
 
 
+def check_resumed(folder: RunFolder) -> None:
+    """Raise InputError where `folder` holds no run."""
+    if folder.read_record() is None:
+        raise InputError(
+            "there is no run to resume",
+            detail=f"{folder.root}: no run.json of clmerge",
+            hint="give the folder that an earlier clmerge train wrote, or begin one: "
+            f"clmerge train CONFIG -o {folder.root}",
+        )
+
+
 def is_same_config(folder: RunFolder, config: Config) -> bool:
     """Whether the run in `folder` was begun with this config."""
     return not _changed_keys(folder, config)
@@ -41,14 +47,18 @@ def is_same_config(folder: RunFolder, config: Config) -> bool:
 
 def _changed_keys(folder: RunFolder, config: Config) -> list[str]:
     """Dotted keys that would change the weights and are not as they were."""
+    now = config.model_dump(mode="json", by_alias=True)
+    return [key for key in differing(stored_config(folder), now) if key.split(".")[0] not in FREE]
+
+
+def stored_config(folder: RunFolder) -> Any:
+    """The values of the config that a run was begun with; raises FormatError."""
     try:
-        stored = from_yaml(folder.config.read_text(encoding="utf-8"))
+        return from_yaml(folder.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise FormatError(
             "the config of the run cannot be read", detail=f"{folder.config}: {error!s:.160}"
         ) from error
-    now = config.model_dump(mode="json", by_alias=True)
-    return [key for key in differing(stored, now) if key.split(".")[0] not in FREE]
 
 
 def differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +18,19 @@ from mergekit_cl.report.html.run_page import write_run_page
 from mergekit_cl.report.progress import Start, no_progress
 from mergekit_cl.tuning.advice import advice
 from mergekit_cl.tuning.beginning import begin, go_on
-from mergekit_cl.tuning.earlier import (
+from mergekit_cl.tuning.continuing import (
+    Earlier,
     check_continued,
-    check_inputs,
     check_same_base,
-    describe_inputs,
-    has_inputs,
-    write_inputs,
+    check_unchanged,
+    continued_by,
+    earlier_run,
+    is_continued,
 )
+from mergekit_cl.tuning.earlier import check_inputs, has_inputs, judged_before, write_inputs
 from mergekit_cl.tuning.engine import Engine, check_trackers, engine
 from mergekit_cl.tuning.gatekeeping import measure_anchor
+from mergekit_cl.tuning.importance import check_estimator
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
@@ -83,35 +86,39 @@ def train(
     trained, and Interrupted where a signal came; the same with `resume` then goes on.
     """
     folder = RunFolder(Path(resume or config.output))
-    before = None if continue_from is None else RunFolder(Path(continue_from))
     if launched().rank:
         progress, tell = no_progress, _silent
     check_trackers(config.trackers)
     with ExitStack() as stack:
         if resume is None:
-            if before is None and not force and (done := _repeated(folder, config)) is not None:
+            if not force and (done := _repeated(folder, config, continue_from)) is not None:
                 return done
             check_free(folder, force=force)
+            earlier = before = _to_build_on(folder, config, continue_from)
+            judged = {} if before is None else judged_before(before.folder)
         else:
             check_same_config(folder, config)
             if (done := finished(folder)) is not None:
                 return done
-        if before is not None:
-            check_continued(before, folder.root, {task.name for task in config.task})
+            earlier, judged = continued_by(folder), judged_before(folder, but=_names(config))
+            before = None if pointer(folder.state) else earlier  # else it was taken over already
+            if before is not None:
+                check_unchanged(before)
         strength = strength_of(
             config,
             folder,
             resume=resume is not None,
-            continues=before is not None,
+            continues=earlier is not None,
             learn=lambda trial: _learn(trial, continue_from, progress),
             tell=tell,
         )
         checkpoint = stack.enter_context(open_checkpoint(config.model))
-        prepared = prepare(config, checkpoint, before)
+        prepared = prepare(config, checkpoint, judged)
+        inputs = {**prepared.inputs, "earlier": None if earlier is None else earlier.digest}
         if resume is not None:
-            check_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
+            inputs = check_inputs(folder, inputs)
         if before is not None and prepared.tuned.adapted:
-            check_same_base(before, prepared.base)
+            check_same_base(before.folder, prepared.base)
         check_disk(config, prepared, checkpoint, folder.root)
         if resume is None:
             _warn(config, prepared, checkpoint, before, tell)
@@ -121,9 +128,11 @@ def train(
         among.prepare(prepared.tuned.module)
         live = begin(config, prepared)
         if before is not None:
-            load_state(before.state, live)
-            go_on(live, prepared.judged, anew=config)
-        stack.enter_context(_place(folder, config, prepared, among, resume is not None, force))
+            load_state(before.folder.state, live)
+            go_on(live, prepared.held_out, anew=config)
+        check_estimator(config, live)
+        begun = inputs if resume is None else None
+        stack.enter_context(_place(folder, config, prepared, among, begun, earlier, force))
         if among.leads:
             keep_strength(folder, strength)
         among.begin_tracking(config.model_dump(mode="json", by_alias=True))
@@ -137,7 +146,7 @@ def train(
             suites=prepared.suites(prepared.judged),
             extra=prepared.suites(prepared.extra),
             judged={**prepared.judged, **prepared.extra},
-            inputs=describe_inputs(prepared.base, prepared.tasks),
+            inputs=inputs,
             strength=strength.value,
             log=Log(folder.metrics if among.leads else None),
             times=Log(folder.times if among.leads else None),
@@ -154,7 +163,7 @@ def _run(session: Session, live: Live) -> Outcome:
     try:
         if pointer(state):
             session.log.cut(load_state(state, live))
-            go_on(live, session.judged)
+            go_on(live, session.held_out)
         else:
             session.log.cut(0)
             live.record.anchor = measure_anchor(session)
@@ -182,15 +191,29 @@ def _run(session: Session, live: Live) -> Outcome:
     return outcome
 
 
-def _repeated(folder: RunFolder, config: Config) -> Outcome | None:
-    """What became of the same run: one of this config, this model and these rows."""
+def _repeated(folder: RunFolder, config: Config, continue_from: Path | None) -> Outcome | None:
+    """What became of the same run: one of this config, this model, these rows and files."""
     done = finished(folder)
     if done is None or not is_same_config(folder, config):
         return None
+    if not is_continued(folder, None if continue_from is None else RunFolder(continue_from)):
+        return None
     with open_checkpoint(config.model) as checkpoint:
-        prepared = prepare(config, checkpoint, None)
-        same = has_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
-    return done if same else None
+        prepared = prepare(config, checkpoint, judged_before(folder, but=_names(config)))
+    return done if has_inputs(folder, prepared.inputs) else None
+
+
+def _to_build_on(folder: RunFolder, config: Config, continue_from: Path | None) -> Earlier | None:
+    """The run to continue; raises OptionError where that cannot be."""
+    if continue_from is None:
+        return None
+    before = RunFolder(Path(continue_from))
+    check_continued(before, folder.root, config)
+    return earlier_run(before)
+
+
+def _names(config: Config) -> set[str]:
+    return {task.name for task in config.task}
 
 
 def finished(folder: RunFolder) -> Outcome | None:
@@ -253,16 +276,21 @@ def _place(
     config: Config,
     prepared: Prepared,
     among: Engine,
-    resume: bool,
+    inputs: Mapping[str, Any] | None,
+    earlier: Earlier | None,
     force: bool,
 ) -> Iterator[None]:
-    """Within, the run's folder is there and no other run is in it."""
+    """Within, the run's folder is there and no other run is in it.
+
+    inputs: of a run that begins; None for one that is resumed.
+    """
     held = None
     if among.leads:
+        resume = inputs is None
         held = folder.lock() if resume else begin_run(folder, config_text(config), force=force)
-        if not resume:
-            inputs = describe_inputs(prepared.base, prepared.tasks)
-            write_inputs(folder, inputs, prepared.judged)
+        if inputs is not None:
+            continues = None if earlier is None else earlier.folder.root
+            write_inputs(folder, inputs, prepared.judged, continues)
     among.wait()
     try:
         yield
@@ -275,7 +303,7 @@ def _warn(
     config: Config,
     prepared: Prepared,
     checkpoint: Checkpoint,
-    before: RunFolder | None,
+    before: Earlier | None,
     tell: Tell,
 ) -> None:
     """Say what is likely to go wrong, while it costs nothing to stop."""
@@ -286,7 +314,7 @@ def _warn(
     )
     kind = prepared.tuned.built.kind
     facts = facts_of(config, checkpoint, kind, prepared.tasks, steps, rows)
-    kept = before is not None and protected_tasks(before.state) > 0
+    kept = before is not None and protected_tasks(before.folder.state) > 0
     for line in advice(config, replace(facts, goes_on=before is not None, protected=kept)):
         tell(f"warning: {line}")
 

@@ -14,6 +14,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Place = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
+Estimator = Literal["mc", "exact", "empirical"]
 Model = Annotated[str, Field(min_length=1, json_schema_extra={"format": "checkpoint"})]
 Name = Annotated[
     str,
@@ -116,7 +117,7 @@ class Ewc(Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     sidecars: list[Place] = []
     anchors: list[Model] = []
-    estimator: Literal["mc", "exact", "empirical"] | None = None
+    estimator: Estimator | None = None
     samples: Count = 256
 
     @model_validator(mode="after")
@@ -197,4 +198,14 @@ class Config(Section):
         names = [task.name for task in self.task]
         if len(set(names)) < len(names):
             raise ValueError("two tasks have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _suites_are_no_tasks(self) -> Config:
+        suites = {} if self.gate is None else self.gate.suites
+        if both := [task.name for task in self.task if task.name in suites]:
+            raise ValueError(
+                f"gate.suites has {both[0]}, the name of a task, whose validation rows the gate "
+                "looks at anyway; give the suite another name"
+            )
         return self

@@ -28,7 +28,7 @@ class Session:
     """One process's part of a run.
 
     suites: rows that models are judged by, {task: rows}, of this run and of those before it; extra:
-    the gate's own. judged: all of them as they were read. inputs: digests of weights and rows.
+    the gate's own. judged: all of them as they were read. inputs: digests of all it begins with.
     strength: lambda, as a number. caught: the signal that arrived, or None.
     """
 
@@ -49,6 +49,11 @@ class Session:
     tell: Tell
     caught: Callable[[], int | None]
     began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def held_out(self) -> set[str]:
+        """Ids of rows that are judged by, and so never replayed."""
+        return {row.id for rows in self.judged.values() for row in rows}
 
     def write(self, live: Live, kind: str, **values: object) -> None:
         """One line of metrics.jsonl."""

@@ -183,6 +183,7 @@ def _write(
         "position": live.position.to_json(),
         "realised": asdict(live.realised),
         **numbers,
+        "estimator": live.estimator,
         "average": average,
         "lines": lines,
     }
@@ -227,6 +228,14 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
             detail=f"{place}: {wrong[0]} is in one of them only",
             hint="model and lora must be as they were",
         )
+    for name, tensor in evolving.items():
+        if stored[name].shape != tensor.shape:
+            shapes = f"{list(stored[name].shape)} there, {list(tensor.shape)} here"
+            raise MismatchError(
+                "the state holds the weights of another model or adapter",
+                detail=f"{place}: {name} is {shapes}",
+                hint="model and lora must be as they were, the vocabulary too",
+            )
     with torch.no_grad():
         for name, tensor in evolving.items():
             tensor.copy_(like(stored[name], tensor))
@@ -241,6 +250,7 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         held = {name: like(one, own[name]) for name, one in read("average.safetensors").items()}
         live.average.load_state_dict({**values["average"], "tensors": held})
     live.protection, live.protected = None, values["protected"]
+    live.estimator = values["estimator"]
     if (place / "protection.safetensors").is_file():
         live.protection = placed(_protection(read("protection.safetensors")), live)
     if (place / ROWS).is_file():

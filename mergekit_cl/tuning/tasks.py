@@ -21,7 +21,9 @@ from mergekit_cl.tuning.mixture import mixture_of
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.penalty import penalty_of
 from mergekit_cl.tuning.schedule import steps_of
+from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session
+from mergekit_cl.tuning.taskrows import TaskRows
 from mergekit_cl.tuning.watching import alarm_to_json
 
 
@@ -42,15 +44,13 @@ def run_task(session: Session, live: Live) -> None:
         session.tell(f"{reached.share:.1%} of the Fisher of earlier tasks is held back")
     advance = session.progress(f"train {task.name}", steps * config.batch.rows, "rows")
     advance(live.position.step * config.batch.rows)
-    decision: Decision | None = None
-    back = False
+    alarmed = back = False
     while live.position.step < steps and not back:
-        began, decision = time.perf_counter(), None
+        began = time.perf_counter()
+        decision: Decision | None = None
         stepped = take_step(config, session.engine, live, mixture, penalty, steps)
         alarmed = _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
-        if alarmed and config.drift is not None and config.drift.stop:
-            _stop(session, live)
         if config.gate is not None and _is_look(live.position.step, config.gate.every, steps):
             decision, back = look(session, live, last=live.position.step == steps)
         if back:  # nothing is saved before the task is over: a run resumed here would try it again
@@ -60,13 +60,18 @@ def run_task(session: Session, live: Live) -> None:
         elif live.position.step % config.save_every == 0:
             session.save(live, accepted=False)
         session.stop_if_asked(live)
+        if alarmed and _stops(config):
+            session.save(live, accepted=False)
+            raise _drifted(session, live)
     if live.position.step:
         keep_task(session, live)
     measure(session, live, after=task.name)
     live.history.tasks.append(
-        {"task": task.name, "steps": live.position.step, "decision": decision}
+        {"task": task.name, "steps": live.position.step, "decision": _last_decision(live, task)}
     )
     move_on(session, live)
+    if back and alarmed and _stops(config):  # the rejected steps are over, the alarm is not
+        raise _drifted(session, live)
 
 
 def move_on(session: Session, live: Live) -> None:
@@ -112,13 +117,25 @@ def measure(session: Session, live: Live, *, after: str | None) -> None:
     session.write(live, "evaluation", after=after, tasks=row, buffer=buffer)
 
 
-def _stop(session: Session, live: Live) -> None:
-    """End the run at an alarm, as the config asks."""
-    session.save(live, accepted=False)
+def _last_decision(live: Live, task: TaskRows) -> Decision | None:
+    """What the gate decided last on a task; None without a gate.
+
+    From the history: a run that is resumed behind its last step takes no look any more.
+    """
+    decided = [one["decision"] for one in live.history.verdicts if one["task"] == task.name]
+    return decided[-1] if decided else None
+
+
+def _stops(config: Config) -> bool:
+    return config.drift is not None and config.drift.stop
+
+
+def _drifted(session: Session, live: Live) -> DriftError:
+    """What ends the run at an alarm; its state is saved."""
     alarm = live.history.alarms[-1]
-    raise DriftError(
+    return DriftError(
         "the loss of new rows has drifted, and drift.stop ends the run then",
-        detail=f"{session.folder.root}: step {live.position.steps}, loss {alarm['value']:.4g} went "
+        detail=f"{session.folder.root}: step {alarm['run_step']}, loss {alarm['value']:.4g} went "
         f"{alarm['direction']} from about step {alarm['onset']} of those watched",
         hint=f"look at the rows; --resume {session.folder.root} goes on all the same",
     )

@@ -79,6 +79,15 @@ def test_a_run_is_resumed_without_its_config(here: Path) -> None:
     assert snapshot(here / "run") == before
 
 
+def test_where_there_is_no_run_to_resume_it_is_said_how_to_begin_one(here: Path) -> None:
+    result = clmerge("train", "--resume", "nowhere")
+    assert result.code == 1
+    said = "\n".join(failure_lines(result))
+    assert "there is no run to resume" in said
+    assert "clmerge train CONFIG -o nowhere" in said
+    assert not (here / "nowhere").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

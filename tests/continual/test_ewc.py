@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mergekit_cl.continual import buckets
-from mergekit_cl.continual.ewc import Protection, add_penalty_gradient, penalty_value
+from mergekit_cl.continual.ewc import (
+    Protection,
+    add_penalty_gradient,
+    penalty_sums,
+    penalty_value,
+)
 from mergekit_cl.errors import MismatchError
 from tests.continual import toys
 
@@ -53,6 +58,15 @@ def test_the_size_of_the_scratch_changes_no_bit(seed: int, scratch: int) -> None
             results.append([parameter.grad for parameter in parameters.values()])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_order_of_a_stored_protection_changes_no_bit() -> None:
+    for seed in range(20):
+        parameters, protection = toys.parameters(seed), toys.protection(seed)
+        other = Protection(
+            dict(reversed(protection.fisher.items())), dict(reversed(protection.anchor.items()))
+        )
+        assert penalty_sums(parameters, protection, 0.7) == penalty_sums(parameters, other, 0.7)
 
 
 def test_it_adds_to_what_the_task_wants() -> None:

@@ -33,6 +33,9 @@ def _sensible(content: dict[str, Any]) -> dict[str, Any]:
             task["epochs"] = None
     if content.get("ewc") is not None:
         content["ewc"]["anchors"] = list(content["ewc"].get("sidecars", []))
+    if (content.get("gate") or {}).get("suites"):
+        for task in content["task"]:
+            content["gate"]["suites"].pop(task["name"], None)
     return content
 
 

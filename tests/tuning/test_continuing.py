@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_llama
+from tiny_models import VOCAB_SIZE, tiny_llama
 from training_runs import config_of, files_of, lines_of, steps_of, trained, write_text
 
 from mergekit_cl.errors import MismatchError, OptionError, OutputError
 from mergekit_cl.training.bufferfile import load_buffer
+from mergekit_cl.tuning.plan import plan_training
 from mergekit_cl.tuning.schema import Config
 
 EVERYTHING: dict[str, Any] = {
@@ -90,4 +92,69 @@ def test_what_cannot_be_built_on_is_refused(root: Path) -> None:
         trained(config(root, "b", "second"), continue_from=root / "nowhere")
     with pytest.raises(MismatchError, match="another model or adapter"):
         trained(config(root, "b", "second", lora={"rank": 2}), continue_from=root / "first")
+    suites = {"gate": {"suites": {"a": [str(root / "a.jsonl")]}}}
+    with pytest.raises(OptionError, match="in the earlier run"):
+        trained(config(root, "b", "second", **suites), continue_from=root / "first")
+    tiny_llama(root / "larger", vocab_size=VOCAB_SIZE + 8)
+    larger = config(root, "b", "second").model_copy(update={"model": str(root / "larger")})
+    with pytest.raises(MismatchError, match="another model or adapter") as refused:
+        trained(larger, continue_from=root / "first")
+    assert "embed_tokens" in str(refused.value.detail)
+    shutil.rmtree(root / "first/state")
+    second = config(root, "b", "second")
+    with pytest.raises(OptionError, match="state was removed"):
+        trained(second, continue_from=root / "first")
+    with pytest.raises(OptionError, match="state was removed"):
+        plan_training(second, print, root / "first")
     assert not (root / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ema": {"half_life": 5.0}}, "ema.half_life"),
+        ({"drift": {"detector": "cusum"}}, "drift.detector"),
+        ({"drift": {"state": "/drift.json"}}, "drift.state"),
+    ],
+)
+def test_what_goes_on_with_its_state_is_not_set_otherwise(
+    root: Path, settings: dict[str, Any], said: str
+) -> None:
+    trained(config(root, "a", "first", drift={}))
+    with pytest.raises(OptionError, match="set otherwise") as refused:
+        trained(config(root, "b", "second", **settings), continue_from=root / "first")
+    assert said in str(refused.value.detail)
+    free = {"ema": {"half_life": 3.0, "publish": False}, "drift": {"stop": True}}
+    trained(config(root, "b", "second", **free), continue_from=root / "first")
+
+
+def test_fishers_of_two_estimators_are_not_added_up(root: Path) -> None:
+    trained(config(root, "a", "first"))
+    other = {"ewc": {"lambda": 1.0, "samples": 20, "estimator": "empirical"}}
+    with pytest.raises(MismatchError, match="do not add up") as refused:
+        trained(config(root, "b", "second", **other), continue_from=root / "first")
+    assert refused.value.hint == 'ewc.estimator = "mc"'
+    sidecar = str(root / "first/model/clmerge/fisher.safetensors")
+    ewc = {**other["ewc"], "sidecars": [sidecar], "anchors": [str(root / "first/model")]}
+    with pytest.raises(MismatchError, match="do not add up"):
+        trained(config(root, "b", "second", ewc=ewc))
+    assert not (root / "second").exists()
+
+
+def test_an_average_that_the_earlier_run_did_not_keep_begins_at_its_weights(root: Path) -> None:
+    trained(config(root, "a", "first", ema=None))
+    slow = {"half_life": 1e9, "warmup": False}
+    trained(config(root, "b", "second", ema=slow, steps=1), continue_from=root / "first")
+    before = state_of(root / "first", "weights.safetensors")
+    for name, average in state_of(root / "second", "average.safetensors").items():
+        torch.testing.assert_close(average, before[name], rtol=0, atol=1e-6)
+
+
+def test_the_gate_goes_on_counting_its_looks(root: Path) -> None:
+    gate = {"min_rows": 2, "margin": 0.5}
+    trained(config(root, "a", "first", gate=gate))
+    trained(config(root, "b", "second", gate=gate), continue_from=root / "first")
+    (verdict,) = (root / "second/verdicts").glob("*.json")
+    found = {one["suite"]: one for one in json.loads(verdict.read_text())["comparisons"]}
+    assert {name: one["look"] for name, one in found.items()} == {"a": 2, "b": 1}
+    assert {name: one["alpha"] for name, one in found.items()} == {"a": 0.05 / 6, "b": 0.05 / 2}

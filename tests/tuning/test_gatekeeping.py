@@ -20,6 +20,8 @@ from training_runs import (
     write_text,
 )
 
+from mergekit_cl.checkpoint import open_checkpoint
+from mergekit_cl.estimating.identity import digest_of
 from mergekit_cl.gating.rowsfile import read_rows_file
 from mergekit_cl.gating.run import Rule, decide_measured
 from mergekit_cl.report.progress import Advance, Unit
@@ -165,3 +167,5 @@ def test_the_anchor_notices_losses_that_add_up(tmp_path: Path) -> None:
         one["against"]: one["decision"] for one in verdict["comparisons"] if one["suite"] == "a"
     }
     assert by_model == {"reference": "accept", "anchor": "reject"}
+    with open_checkpoint(good.model) as anchor:  # by which a ledger knows the test again
+        assert verdict["digests"]["anchor"] == digest_of(anchor)

@@ -152,6 +152,21 @@ def test_the_anchor_of_an_adapted_model_is_what_lora_merge_makes_of_it(
     assert any("penalty" in line for line in steps_of(tmp_path / "run"))
 
 
+def test_a_row_that_the_gate_judges_by_is_not_replayed_from_a_given_buffer(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    from mergekit_cl.training.bufferfile import load_buffer
+
+    replay: dict[str, object] = {"rows": 30, "ratio": 0.5}
+    a, b = ({name: text[name]} for name in "ab")
+    first, _ = trained(config_of(tmp_path, model, a, replay=replay, output=str(tmp_path / "first")))
+    replay["buffer"] = str(first.model / "clmerge")
+    gate = {"suites": {"held": [str(text["a"])]}}
+    outcome, _ = trained(config_of(tmp_path, model, b, replay=replay, gate=gate))
+    assert {kept.task for kept in load_buffer(outcome.model / "clmerge").rows()} == {"b"}
+    assert all(line["replay_loss"] is None for line in steps_of(tmp_path / "run"))
+
+
 def test_the_buffer_holds_rows_of_each_task_and_none_that_validate(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:

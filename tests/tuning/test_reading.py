@@ -187,6 +187,7 @@ def test_keys_and_their_other_names_in_code_are_not_both_keys(tmp_path: Path) ->
     [
         ("task:\n- {name: a, data: [x], steps: 1, epochs: 2}", "steps or epochs, not both"),
         ("task:\n- {name: a, data: [x]}\n- {name: a, data: [y]}", "two tasks have the same name"),
+        ("task:\n- {name: a, data: [x]}\ngate: {suites: {a: [y]}}", "the name of a task"),
         ("task:\n- {name: a, data: [x]}\newc: {lambda: 1, sidecars: [s]}", "belong together"),
         ("task:\n- {name: a, data: [x]}\nema:", "{} for its defaults, or null for none"),
         ("task: {name: a, data: [x]}", "a list of tables"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import signal
 from pathlib import Path
 from random import Random
@@ -12,6 +14,7 @@ from tiny_models import tiny_bert_classifier, tiny_gpt2
 from training_runs import (
     config_of,
     dying_after,
+    dying_at,
     files_of,
     in_fork,
     trained,
@@ -19,7 +22,9 @@ from training_runs import (
     write_text,
 )
 
-from mergekit_cl.errors import OptionError
+from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.errors import MismatchError, OptionError
+from mergekit_cl.tuning.schema import Config
 
 EVERYTHING: dict[str, Any] = {
     "save_every": 3,
@@ -83,6 +88,82 @@ def test_another_config_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
     with pytest.raises(OptionError) as refused:
         trained(other, resume=tmp_path / "run")
     assert "seed" in str(refused.value.detail)
+
+
+def test_another_file_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    run, state = tmp_path / "run", tmp_path / "drift.json"
+    held = write_text(tmp_path / "held.jsonl", 10, 7)
+    guard = guarded(tmp_path)
+    assert guard.gate is not None
+    gate = guard.gate.model_copy(update={"suites": {"held": [str(held)]}})
+    config = guard.model_copy(update={"gate": gate})
+    how: dict[str, Any] = {"progress": dying_at("evaluate")}
+    assert in_fork(lambda: trained(config, **how)) == -signal.SIGKILL
+    before = state.read_text()
+    state.write_text(json.dumps({**json.loads(before), "rows": 1}))
+    with pytest.raises(MismatchError, match="changed since the run began") as refused:
+        trained(config, resume=run)
+    assert "drift.state" in str(refused.value.detail)
+    state.write_text(before)
+    how = {"progress": dying_at("fisher of a"), "resume": run}
+    assert in_fork(lambda: trained(config, **how)) == -signal.SIGKILL
+    state.write_text(json.dumps({**json.loads(before), "rows": 1}))  # by now the run has its own
+    write_text(held, 10, 8)
+    with pytest.raises(MismatchError, match="changed since the run began") as refused:
+        trained(config, resume=run)
+    assert "gate.suites.held" in str(refused.value.detail)
+    write_text(held, 10, 7)
+    assert trained(config, resume=run)[0].state == "finished"
+
+
+def guarded(root: Path) -> Any:
+    """GPT-2 with EWC, a gate that looks every other step, and a drift detector on its way."""
+    if not (root / "drift.json").exists():
+        watch = calibrate([4.0 + 0.1 * math.sin(n * n) for n in range(100)], 500)
+        (root / "drift.json").write_text(json.dumps(watch.to_json()))
+    guards = {
+        "ewc": {"lambda": 10.0, "samples": 20},
+        "gate": {"every": 2, "min_rows": 2, "margin": 0.3},
+        "drift": {"state": str(root / "drift.json")},
+    }
+    whole = whole_model(root, "run").model_dump(mode="json", by_alias=True)
+    return Config.model_validate({**whole, **guards})
+
+
+def test_with_ewc_gate_and_drift_it_is_the_same_run_to_the_bit(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = guarded(tmp_path)
+    assert in_fork(lambda: trained(config)) == 0
+    run.rename(tmp_path / "whole")  # verdicts name the folder
+    deaths = [dying_at("gate", 3), dying_at("fisher of a"), dying_after(9), dying_at("gate", 2)]
+    for progress in deaths:
+        how = {"progress": progress, "resume": run if run.exists() else None}
+        assert in_fork(lambda how=how: trained(config, **how)) == -signal.SIGKILL  # type: ignore[misc]
+    assert in_fork(lambda: trained(config, resume=run)) == 0
+    expected, found = (
+        {name.split("/")[-1]: content for name, content in files_of(place, but=DIFFER).items()}
+        for place in (tmp_path / "whole", run)
+    )
+    assert {"protection.safetensors", "drift.json", "history.json"} < expected.keys()
+    assert sum(name.endswith(".rows.jsonl") for name in expected) == 6
+    assert found == expected
+
+
+@pytest.mark.parametrize("last_work", ["fisher of a", "evaluate"])
+def test_what_the_gate_decided_at_the_last_step_is_known_after_it(
+    tmp_path: Path, last_work: str
+) -> None:
+    whole_model(tmp_path, "run")
+    config = config_of(
+        tmp_path, tmp_path / "model", {"a": tmp_path / "a.jsonl"},
+        gate={}, ewc={"lambda": 1.0, "samples": 5}, save_every=6,
+    )  # fmt: skip
+    dies = dying_at(last_work, 2 if last_work == "evaluate" else 1)
+    assert in_fork(lambda: trained(config, progress=dies)) == -signal.SIGKILL
+    outcome, _ = trained(config, resume=tmp_path / "run")
+    assert outcome.decision == "inconclusive"
+    assert json.loads((tmp_path / "run/run.json").read_text())["decision"] == "inconclusive"
+    assert len(list((tmp_path / "run/verdicts").glob("*.json"))) == 1
 
 
 @pytest.mark.slow

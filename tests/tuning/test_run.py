@@ -103,6 +103,31 @@ def test_the_same_run_again_is_up_to_date_and_one_of_other_rows_is_not(
         rows.write_bytes(kept)
 
 
+def test_a_run_of_other_files_under_the_same_names_is_not_up_to_date(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    held = write_text(tmp_path / "held.jsonl", 10, 7)
+    alone = {"a": text["a"]}
+    first, _ = trained(config_of(tmp_path, model, alone, replay={}, output=str(tmp_path / "first")))
+    buffer = first.model / "clmerge"
+    config = config_of(
+        tmp_path,
+        model,
+        alone,
+        gate={"suites": {"held": [str(held)]}},
+        replay={"buffer": str(buffer)},
+    )
+    trained(config)
+    assert trained(config)[0].state == "up to date"
+    for path in (held, buffer / "buffer.jsonl"):
+        kept = path.read_bytes()
+        path.write_bytes(b"".join(kept.splitlines(keepends=True)[1:]))
+        with pytest.raises(OutputError, match="a finished run is there already"):
+            trained(config)
+        path.write_bytes(kept)
+    assert trained(config)[0].state == "up to date"
+
+
 def test_an_output_that_exists_is_not_overwritten_and_what_to_type_is_said(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:

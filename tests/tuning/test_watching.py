@@ -21,8 +21,10 @@ from training_runs import (
 )
 
 from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.watch import Alarm
 from mergekit_cl.errors import DriftError, Interrupted
 from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.watching import Stream
 
 
 def config(root: Path, **settings: Any) -> Config:
@@ -77,6 +79,37 @@ def test_a_run_that_is_to_stop_stops_with_exit_code_12_and_goes_on_when_resumed(
             continue
     assert outcome.state == "finished"
     assert len(steps_of(tmp_path / "run")) == 120
+
+
+def alarms_at(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
+    """The detector calls an alarm at this row, whatever it sees."""
+    see = Stream.see
+
+    def seen(self: Stream, loss: float) -> Alarm | None:
+        see(self, loss)
+        now = len(self.pending)
+        return Alarm(now, loss, "up", 9.0, 8.0, now) if now == row else None
+
+    monkeypatch.setattr(Stream, "see", seen)
+
+
+@pytest.mark.parametrize(("rate", "decision"), [(1e-7, "accept"), (0.03, "reject")])
+def test_an_alarm_at_the_last_step_does_not_spare_it_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, decision: str
+) -> None:
+    alarms_at(monkeypatch, 50)
+    stopping = config(
+        tmp_path, steps=25, optimizer={"learning_rate": rate}, drift={"stop": True},
+        gate={"min_rows": 2},
+    )  # fmt: skip
+    with pytest.raises(DriftError, match=r"drift\.stop"):
+        trained(stopping)
+    kinds = [line["kind"] for line in lines_of(tmp_path / "run/metrics.jsonl")]
+    assert kinds.count("gate") == 2
+    outcome, _ = trained(stopping, resume=tmp_path / "run")
+    assert outcome.decision == decision
+    looks = [line for line in lines_of(tmp_path / "run/metrics.jsonl") if line["kind"] == "gate"]
+    assert [line["decision"] for line in looks] == ["accept", decision]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
