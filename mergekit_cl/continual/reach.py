@@ -33,7 +33,7 @@ def fit_half_life(stored: Sequence[Profile], half_life: float) -> Fit:
     raise OptionError(
         "no average of this half-life can be made of what the run kept",
         detail=f"half-life {half_life:g} steps, of {step:g}",
-        hint=f"from {low:g} to {high:g} steps; more snapshots (ema.snapshot_every) reach further",
+        hint=f"from {low:g} to {high:g} steps",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.mixing import Realised
+from mergekit_cl.continual.posthoc import tracks_of
 from mergekit_cl.training.bufferfile import load_buffer
 from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.live import History, Live
@@ -31,6 +32,8 @@ def begin(config: Config, prepared: Prepared) -> Live:
             unit=config.ema.unit,
             warmup=config.ema.warmup,
         )
+        if config.ema.snapshot_every:
+            live.tracks = tracks_of(tuned)
     held_out = {row.id for rows in prepared.judged.values() for row in rows}
     live.buffer = _buffer(config, held_out)
     if prepared.protection is not None:
@@ -60,6 +63,8 @@ def _begin_anew(live: Live, config: Config) -> None:
     live.optimizer = make_optimizer(config.optimizer, live.tuned.trained())
     live.history = replace(History(), looks=live.history.looks)
     live.record.reference, live.record.anchor = {}, {}
+    if live.tracks:  # they are as long as a run: what came before it would make them longer
+        live.tracks = tracks_of(live.tuned)
     wanted = _buffer(config, ())
     if live.buffer is not None and wanted is not None:
         for kept in live.buffer.rows():

@@ -60,6 +60,11 @@ def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> None:
             )
 
 
+def base_of(folder: RunFolder) -> str:
+    """The digest of the weights that a run began with."""
+    return str(_read(folder)["base"])
+
+
 def check_continued(folder: RunFolder, output: Path, names: set[str]) -> None:
     """Raise OptionError where the tasks `names` cannot go on from a run, in the folder `output`."""
     record = folder.read_record()

@@ -47,6 +47,7 @@ def run_task(session: Session, live: Live) -> None:
     while live.position.step < steps and not back:
         began, decision = time.perf_counter(), None
         stepped = take_step(config, session.engine, live, mixture, penalty, steps)
+        session.keep_snapshot(live)
         alarmed = _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
         if alarmed and config.drift is not None and config.drift.stop:

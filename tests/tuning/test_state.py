@@ -20,6 +20,7 @@ from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.buffertext import encode
 from mergekit_cl.continual.ewc import Protection
+from mergekit_cl.continual.posthoc import tracks_of
 from mergekit_cl.errors import FormatError, MismatchError
 from mergekit_cl.training.architecture import Task
 from mergekit_cl.training.model import BuiltModel
@@ -75,6 +76,7 @@ MODELS = [whole, adapter, with_batch_norm]
 def live_of(tuned: Tuned) -> Live:
     live = Live(tuned, make_optimizer(Optimizer(weight_decay=0.1), tuned.trained()))
     live.average = WeightAverage(tuned, half_life=2.0, warmup=True)
+    live.tracks = tracks_of(tuned)
     live.buffer = Buffer(5, 0)
     weights = {name: p.detach().clone() for name, p in tuned.named_parameters()}
     live.protection = Protection({n: w.abs() for n, w in weights.items()}, weights)
@@ -93,6 +95,8 @@ def move(live: Live, seed: int) -> None:
     assert live.average is not None
     assert live.buffer is not None
     live.average.update(live.tuned)
+    for track in live.tracks:
+        track.update(live.tuned)
     live.buffer.add(*plain(seed, "a", seed))
     now = live.position
     live.position = replace(now, step=now.step + 1, steps=now.steps + 1, consumed=now.consumed + 8)
@@ -107,6 +111,8 @@ def bytes_of(live: Live) -> dict[str, Any]:
     assert live.protection is not None
     tensors = {f"model {n}": t for n, t in live.tuned.module.state_dict().items()}
     tensors |= {f"average {n}": t for n, t in live.average.tensors.items()}
+    for track in live.tracks:
+        tensors |= {f"track {track.sigma_rel} {n}": t for n, t in track.tensors.items()}
     tensors |= {f"fisher {n}": t for n, t in live.protection.fisher.items()}
     tensors |= {f"anchor {n}": t for n, t in live.protection.anchor.items()}
     for name, parameter in live.tuned.trained().items():
@@ -120,6 +126,7 @@ def bytes_of(live: Live) -> dict[str, Any]:
     return {
         **found,
         "updates": live.average.updates,
+        "tracks": [track.step for track in live.tracks],
         "buffer": (buffer.rows, buffer.manifest),
         "position": live.position,
         "realised": live.realised,
