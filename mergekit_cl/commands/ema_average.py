@@ -32,6 +32,7 @@ PLACE = click.Path(path_type=Path)
 @click.option("--force", is_flag=True, help="Replace an output that clmerge made.")
 @click.option("--restart", is_flag=True, help="Discard an unfinished run.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Per file.")
+@click.option("--threads", type=click.IntRange(1), help="Of the sums; default all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @everywhere
 @click.pass_obj
@@ -44,6 +45,7 @@ def command(
     force: bool,
     restart: bool,
     shard_size: int,
+    threads: int | None,
     dry_run: bool,
 ) -> int:
     """Average the weights of a training run, with any half-life, after it.
@@ -63,7 +65,7 @@ def command(
         source_of,
     )
 
-    request = AverageRequest(run, half_life, output, shard_size, force, restart)
+    request = AverageRequest(run, half_life, output, shard_size, threads, force, restart)
     with source_of(request, headers_only=dry_run) as source:
         if dry_run:
             plan = describe_average(request, source)

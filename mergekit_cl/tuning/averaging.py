@@ -29,6 +29,7 @@ from mergekit_cl.output.target import (
 )
 from mergekit_cl.output.whole import published_whole
 from mergekit_cl.report.progress import Advance, Start
+from mergekit_cl.torch_threads import torch_threads
 from mergekit_cl.tuning.earlier import base_of
 from mergekit_cl.tuning.model import build_base, build_tuned
 from mergekit_cl.tuning.reading import read_config
@@ -54,6 +55,7 @@ class AverageRequest:
     half_life: float
     target: Path
     shard_size: int = SHARD_SIZE
+    threads: int | None = None
     force: bool = False
     restart: bool = False
 
@@ -163,7 +165,8 @@ def run_average(request: AverageRequest, source: Source, progress: Start) -> dic
     check_room(request.target, describe_average(request, source)["bytes_written"])
     staging.open(identity, restart=request.restart)
     with published_whole(staging):
-        _write(request, source, staging.out, progress)
+        with torch_threads(request.threads):
+            _write(request, source, staging.out, progress)
         made = {
             "format": FORMAT,
             **identity,
