@@ -48,6 +48,7 @@ def write_snapshot(folder: Path, tracks: Sequence[PowerAverage], *, leads: bool)
 
     leads: every process of a run calls this, one writes. Raises OutputError.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -66,10 +67,10 @@ def write_snapshot(folder: Path, tracks: Sequence[PowerAverage], *, leads: bool)
         sync(fresh)
         fresh.replace(path)
         sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who notices
         raise OutputError(
             "a snapshot of the averages cannot be written",
-            detail=f"{path}: {error.strerror or error}",
+            detail=f"{path}: {getattr(error, 'strerror', None) or error}",
             hint="mend that; the same command with --resume goes on from the last state",
         ) from error
 
@@ -79,8 +80,9 @@ def drop_later(folder: Path, step: int) -> None:
     for path in files_of(folder):
         if int(path.stem) > step:
             path.unlink()
-    for path in folder.glob(f"*{SUFFIX}.new"):
-        path.unlink()
+    for unfinished in (f"*{SUFFIX}.new", ".tmp*"):  # the second are safetensors' own
+        for path in folder.glob(unfinished):
+            path.unlink()
 
 
 def open_snapshots(folder: Path, stack: ExitStack) -> list[Stored]:

@@ -48,6 +48,8 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
     lines: length of metrics.jsonl, which is on the disk already. accepted: whether a rejection goes
     back to it. leads: every process of a run calls this, one writes. Raises OutputError.
     """
+    from safetensors import SafetensorError
+
     tensors = _tensors(live)
     if not leads:
         return
@@ -64,10 +66,10 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
         for old in folder.iterdir():
             if old.is_dir() and old.name not in now.values():
                 shutil.rmtree(old)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who notices
         raise OutputError(
             "the state of the run cannot be written",
-            detail=f"{folder}: {error.strerror or error}",
+            detail=f"{folder}: {getattr(error, 'strerror', None) or error}",
             hint="mend that; the same command with --resume goes on from the state before",
         ) from error
 

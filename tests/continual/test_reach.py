@@ -8,6 +8,7 @@ import pytest
 from mergekit_cl.continual.profiles import Profile, fit, gamma_of, gamma_of_half_life
 from mergekit_cl.continual.reach import AMPLIFICATION, RESIDUAL, fit_half_life, half_lives
 from mergekit_cl.errors import OptionError
+from tests.pages import rows_of, section
 
 
 def stored(count: int, steps: float = 1000) -> list[Profile]:
@@ -67,3 +68,12 @@ def test_a_residual_is_the_scatter_that_is_left() -> None:
     share = (steps @ (made - wanted)).std() / (steps @ wanted).std()
     assert share == pytest.approx(found.residual, rel=0.1)
     assert fit(kept, Profile(gamma_of_half_life(50.0, 400), 400)) == found
+
+
+def test_the_table_of_the_page_says_what_is_reached() -> None:
+    text = section("continual.md", "Averages of any length afterwards")
+    rows = [row for row in rows_of(text) if row[0].isdigit()]
+    assert len(rows) == 6
+    for count, *ends in rows:
+        for end, reached in zip(ends, half_lives(stored(int(count))), strict=True):
+            assert end == f"{reached / 1000:.3f} T".lstrip("0"), count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from buffers import plain
 from tiny_models import tiny_bert_classifier, tiny_llama
-from training_runs import files_of
+from training_runs import files_of, in_fork
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.continual.average import WeightAverage
@@ -21,7 +23,7 @@ from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.buffertext import encode
 from mergekit_cl.continual.ewc import Protection
 from mergekit_cl.continual.posthoc import tracks_of
-from mergekit_cl.errors import FormatError, MismatchError
+from mergekit_cl.errors import FormatError, MismatchError, OutputError
 from mergekit_cl.training.architecture import Task
 from mergekit_cl.training.model import BuiltModel
 from mergekit_cl.training.names import NameMap
@@ -173,6 +175,22 @@ def test_a_new_process_is_brought_to_the_same_state(
     assert load_state(tmp_path / "state", fresh) == 5
     assert bytes_of(fresh) == expected
     assert fresh.history == live.history
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(tmp_path: Path) -> None:
+    live = live_of(whole(tmp_path))
+    save_state(tmp_path / "state", live, lines=0, accepted=True)
+    before = pointer(tmp_path / "state")
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.raises(OutputError, match="the state of the run cannot be written"):
+            save_state(tmp_path / "state", live, lines=0, accepted=True)
+
+    assert in_fork(limited) == 0
+    assert pointer(tmp_path / "state") == before
+    load_state(tmp_path / "state", live)
 
 
 def test_generations_that_nobody_needs_go_and_unchanged_files_are_linked(tmp_path: Path) -> None:
