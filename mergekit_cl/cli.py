@@ -35,6 +35,7 @@ COMMANDS = {
     "check": "Hold a merge to a policy of how far it may be from its parents.",
     "gate": "Decide whether a candidate may replace a reference: is it at most a margin worse?",
     "train": "Fine-tune on one task after another without forgetting.",
+    "ema-average": "Average the weights of a training run, with any half-life, after it.",
     "verify": "Check every tensor of a checkpoint against its recorded digests.",
     "drift": "Tell when the level of a stream of losses has changed.",
     "inspect": "Tell what a checkpoint, adapter, sidecar or manifest is, from headers.",

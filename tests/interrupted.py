@@ -36,9 +36,9 @@ class Scenario:
     imports: tuple[str, ...] = ()
 
     @property
-    def estimates(self) -> bool:
-        """Whether it makes a Fisher sidecar, for a model that transformers can build."""
-        return self.line[0] == "fisher"
+    def builds(self) -> bool:
+        """Whether it takes a model that transformers can build."""
+        return self.line[0] in ("fisher", "ema-average")
 
 
 OLD = ("linear-merge", "a", "b", "--weights", "1,3", "-o")
@@ -65,6 +65,23 @@ MERGING_ADAPTERS = (
     "mergekit_cl.methods.lora_unmerge",
     "mergekit_cl.report.extract",
 )
+AVERAGING = (
+    *ESTIMATING,
+    "accelerate",
+    "mergekit_cl.commands.ema_average",
+    "mergekit_cl.commands.train",
+    "mergekit_cl.report.average",
+    "mergekit_cl.tuning.averaging",
+    "mergekit_cl.tuning.run",
+)
+TRAINING = """\
+model = "model"
+fisher = false
+task = [{name = "rows", data = ["rows.jsonl"], steps = 6}]
+batch = {rows = 4}
+ema = {snapshot_every = 2}
+"""
+AVERAGE = ("ema-average", "run", *SHARDS, "--half-life")
 ADAPTED = ("lora-merge", "a", "adapter")
 SCENARIOS = (
     Scenario("a new folder", (*LINEAR, "new/deep/out"), ("new/deep/out",)),
@@ -151,6 +168,13 @@ SCENARIOS = (
         (("lora-extract", "b", "a", "--rank", "2", "-o", "low"),),
         imports=MERGING_ADAPTERS,
     ),
+    Scenario(
+        "over an average",
+        (*AVERAGE, "0.5", "--force"),
+        ("averaged",),
+        (("train", "train.toml"), (*AVERAGE, "0.4")),
+        imports=AVERAGING,
+    ),
 )
 
 
@@ -232,7 +256,7 @@ def prepared(scenario: Scenario, folder: Path, forks: Forks) -> Expected:
     ended = forks.run(whole / scenario.cwd, (*scenario.line, "--threads", "1"))
     assert ended.status == 0, ended.err
     for one in (place, whole):
-        if (one / scenario.output[0]).exists() and not scenario.estimates:
+        if (one / scenario.output[0]).exists() and not scenario.builds:
             verified = forks.run(one, ("verify", scenario.output[0]))
             assert verified.status == 0, verified.err
     after = files(whole, place)
@@ -257,14 +281,15 @@ def write_adapter(folder: Path) -> None:
 def _prepare(place: Path, scenario: Scenario, forks: Forks) -> None:
     """Fill an empty folder with what the command needs: inputs a and b, an adapter of a, and what
     comes before."""
-    if scenario.estimates:
+    if scenario.builds:
         tiny_llama(place / "model", layers=1)
         (place / "rows.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
-    for k, name in enumerate("" if scenario.estimates else "ab"):
+        (place / "train.toml").write_text(TRAINING)
+    for k, name in enumerate("" if scenario.builds else "ab"):
         model = write_model(place / name, model_tensors(k), CONFIG)
         (model / "tokenizer.json").write_text(f'{{"of": "{name}"}}')
         write_sidecar(model, fisher_like(model_tensors(k), k))
-    if not scenario.estimates:
+    if not scenario.builds:
         write_adapter(place / "adapter")
     where = place / scenario.cwd
     where.mkdir(exist_ok=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +27,7 @@ from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import check_apart, check_replaceable, side_folder
 from mergekit_cl.output.whole import published_whole
 from mergekit_cl.report.progress import Start
+from mergekit_cl.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +171,7 @@ def run_extract(request: ExtractRequest, progress: Start) -> dict[str, Any]:
     staging.open(identity, restart=request.restart)
     with published_whole(staging):
         changed = [c for c in found if digests[0][c.name] != digests[1][c.name]]
-        with _threads(request.threads):
+        with torch_threads(request.threads):
             extracted = _write(request, hold(changed, request.wanted), staging.out, progress)
         made = {
             "format": FORMAT,
@@ -287,18 +287,6 @@ def _factors(request: ExtractRequest, candidate: Candidate) -> Factors:
         energy=request.energy,
         dtype=torch_dtype(request.dtype),
     )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _is_transposed(request: ExtractRequest, module: str) -> bool:

@@ -23,6 +23,11 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     parts = [f"{name} {size(count)}" for name, count in held.items() if count and name != "total"]
     yield f"holds {size(held['total'])} besides activations: {', '.join(parts)}"
     yield f"writes up to {size(plan['disk_bytes'])}"
+    if count := plan["snapshots"]["count"]:
+        yield (
+            f"of it {size(plan['snapshots']['bytes'])} are {count} snapshots of averages, from "
+            "which clmerge ema-average makes others"
+        )
     yield ""
     yield from _tasks(plan)
     if plan["trials"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.mixing import Realised
+from mergekit_cl.continual.posthoc import tracks_of
 from mergekit_cl.training.bufferfile import load_buffer
 from mergekit_cl.tuning.live import History, Live
 from mergekit_cl.tuning.optimizer import make_optimizer
@@ -30,6 +31,8 @@ def begin(config: Config, prepared: Prepared) -> Live:
             unit=config.ema.unit,
             warmup=config.ema.warmup,
         )
+        if config.ema.snapshot_every:
+            live.tracks = tracks_of(tuned)
     live.buffer = _buffer(config, prepared.held_out)
     if prepared.protection is not None:
         live.protection = placed(prepared.protection, live)
@@ -62,6 +65,8 @@ def _begin_anew(live: Live, config: Config, held_out: Collection[str]) -> None:
     if live.average is not None and not live.average.updates:
         # The earlier run kept none: it begins at that run's weights, not at those of the base.
         live.average.restart(live.tuned)
+    if live.tracks:  # they are as long as a run: what came before it would make them longer
+        live.tracks = tracks_of(live.tuned)
     wanted = _buffer(config, held_out)
     if live.buffer is not None and wanted is not None:
         for kept in live.buffer.rows():

@@ -124,10 +124,10 @@ def check_continued(folder: RunFolder, output: Path, config: Config) -> None:
 def _set_otherwise(folder: RunFolder, config: Config) -> Iterator[str]:
     """Keys of what goes on with its state in a run that continues another, and are not equal."""
     stored, now = stored_config(folder), config.model_dump(mode="json", by_alias=True)
-    for table, free in (("ema", "publish"), ("drift", "stop")):
+    for table, free in (("ema", {"publish", "snapshot_every"}), ("drift", {"stop"})):
         if stored.get(table) is not None and now[table] is not None:
             for key in differing(stored[table], now[table]):
-                if key != free:
+                if key not in free:
                     yield f"{table}.{key}"
 
 

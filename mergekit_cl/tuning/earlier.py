@@ -79,6 +79,11 @@ def check_inputs(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, Any]:
     return {key: stored[key] for key in now}
 
 
+def base_of(folder: RunFolder) -> str:
+    """The digest of the weights that a run began with."""
+    return str(read_inputs(folder)["base"])
+
+
 def judged_before(folder: RunFolder, but: Collection[str] = ()) -> Judged:
     """The rows that an earlier run's tasks are judged by, {task: rows}, oldest first.
 

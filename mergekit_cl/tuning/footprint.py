@@ -9,6 +9,9 @@ from mergekit_cl.tuning.schema import Config
 SINGLE = 4
 """Bytes of a float32: everything that training adds to is kept in it."""
 
+TRACKS = 2
+"""Averages in a snapshot (continual/posthoc.py)."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -58,10 +61,32 @@ def footprint(config: Config, counts: Counts, *, goes_on: bool = False) -> Footp
         weights=SINGLE * (counts.whole + adapter),
         gradients=SINGLE * counts.trained,
         optimizer=SINGLE * counts.trained * moments,
-        average=SINGLE * counts.trained if config.ema is not None else 0,
+        average=SINGLE * counts.trained * averages(config),
         fisher=SINGLE * held,
         anchor=SINGLE * held,
     )
+
+
+def averages(config: Config) -> int:
+    """How many averages of what is trained are kept: the one, and two that others are made of."""
+    if config.ema is None:
+        return 0
+    return 1 + (TRACKS if config.ema.snapshot_every else 0)
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What a run leaves so that other averages can be made: files, and bytes of all of them."""
+
+    count: int
+    bytes: int
+
+
+def snapshots(config: Config, trained: int, steps: int) -> Snapshots:
+    """Of `trained` weights over all steps of a run: one each so many steps, one at its end."""
+    every = 0 if config.ema is None else config.ema.snapshot_every
+    count = -(-steps // every) if every else 0
+    return Snapshots(count, count * TRACKS * SINGLE * trained)
 
 
 def protects(config: Config, *, goes_on: bool = False) -> bool:

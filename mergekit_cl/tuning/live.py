@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mergekit_cl.continual.average import WeightAverage
     from mergekit_cl.continual.buffer import Buffer
     from mergekit_cl.continual.ewc import Protection
+    from mergekit_cl.continual.posthoc import PowerAverage
     from mergekit_cl.tuning.model import Tuned
 
 Suites = dict[str, RowLosses]
@@ -72,16 +73,17 @@ class History:
 class Live:
     """The parts of a run that a state on the disk holds.
 
-    protection: of earlier tasks, by the names that
-    parameters have without an adapter; protected: how often it changed; estimator: of its Fisher,
-    None where there is none. realised: what was replayed in the task at work. stream: the drift
-    detector. history, record, stream: survive a rejection.
+    tracks: what averages of other half-lives are made of afterwards. protection: of earlier tasks,
+    by the names that parameters have without an adapter; protected: how often it changed;
+    estimator: of its Fisher, None where there is none. realised: what was replayed in the task at
+    work. stream: the drift detector. history, record, stream: survive a rejection.
     """
 
     tuned: Tuned
     optimizer: torch.optim.Optimizer
     position: Position = field(default_factory=Position)
     average: WeightAverage | None = None
+    tracks: tuple[PowerAverage, ...] = ()
     buffer: Buffer | None = None
     protection: Protection | None = None
     protected: int = 0

@@ -91,6 +91,8 @@ def take_step(
     penalty.after(live.optimizer)
     if live.average is not None:
         live.average.update(live.tuned, tokens=batch.fresh_tokens + batch.replayed_tokens)
+    for track in live.tracks:
+        track.update(live.tuned)
 
     live.position = replace(
         now,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mergekit_cl.tuning.advice import Facts, advice
 from mergekit_cl.tuning.continuing import check_continued
 from mergekit_cl.tuning.counting import count_weights
 from mergekit_cl.tuning.earlier import judged_before
-from mergekit_cl.tuning.footprint import Footprint, footprint
+from mergekit_cl.tuning.footprint import Footprint, footprint, snapshots
 from mergekit_cl.tuning.preparing import gate_suites
 from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schedule import steps_of
@@ -75,6 +75,7 @@ def plan_training(
             fits = held.weights < (available_bytes() or held.weights + 1)
             spread = _spread(config, checkpoint, sample, tell) if fits else None
             gate = _gate(config.gate, evaluated, steps, spread)
+        kept_averages = snapshots(config, counts.trained, sum(steps))
         facts = facts_of(config, checkpoint, kind, tasks, steps, evaluated)
         warnings = advice(config, replace(facts, goes_on=earlier is not None, protected=kept))
     return {
@@ -83,7 +84,8 @@ def plan_training(
         "output": config.output,
         "parameters": {"all": counts.whole, "trained": counts.trained},
         "memory_bytes": held.to_json(),
-        "disk_bytes": _disk(config, checkpoint, held),
+        "disk_bytes": _disk(config, checkpoint, held) + kept_averages.bytes,
+        "snapshots": asdict(kept_averages),
         "tasks": [_task(task, count, config) for task, count in zip(tasks, steps, strict=True)],
         "steps": sum(steps),
         "trials": len(values_to_try(config.ewc)),

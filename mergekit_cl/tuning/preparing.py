@@ -20,9 +20,11 @@ from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
 from mergekit_cl.tuning.earlier import Judged
+from mergekit_cl.tuning.footprint import averages, snapshots
 from mergekit_cl.tuning.inputs import describe_inputs
 from mergekit_cl.tuning.model import Tuned, build_base, build_tuned
 from mergekit_cl.tuning.protecting import protection_from_sidecars
+from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.taskrows import CHARACTERS_PER_TOKEN, Reader, TaskRows, read_tasks
 
@@ -109,8 +111,12 @@ def check_gate(config: Config) -> None:
 def check_disk(config: Config, prepared: Prepared, checkpoint: Checkpoint, root: Path) -> None:
     """Raise OutputError where states and output would not fit on the disk."""
     trained = sum(parameter.numel() for parameter in prepared.tuned.trained().values())
-    copies = 3 + (config.ema is not None)
-    needed = 4 * trained * copies * GENERATIONS
+    needed = 4 * trained * (3 + averages(config)) * GENERATIONS
+    steps = sum(
+        steps_of(settings, len(task.encoded), config.batch.rows)
+        for settings, task in zip(config.task, prepared.tasks, strict=True)
+    )
+    needed += snapshots(config, trained, steps).bytes
     if config.ewc is not None:
         needed += 2 * 4 * prepared.tuned.built.parameters * 2
     written = 4 * trained if prepared.tuned.adapted else checkpoint.nbytes

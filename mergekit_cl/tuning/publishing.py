@@ -20,6 +20,7 @@ from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.session import Session
 from mergekit_cl.tuning.sidecars import take_rounded, write_sidecar
 from mergekit_cl.tuning.writing import stored_tensors, write_adapter, write_model
+from mergekit_cl.tuning.written import describe_written
 
 
 def publish(session: Session, live: Live) -> Path:
@@ -80,27 +81,13 @@ def _staging(session: Session, target: Path) -> Iterator[Path]:
 
 def _manifest(session: Session, out: Path, target: Path) -> dict[str, Any]:
     """How this model was made."""
-    opened = out / "adapter_model.safetensors"
     before = checkpoint_digests(session.checkpoint)
-    with open_checkpoint(opened if opened.is_file() else out) as written:
-        digests = checkpoint_digests(written)
-        output = {**describe_input(written, "output", digests), "path": str(target)}
-        tensors = {
-            name: {
-                "digest": digests[name],
-                "dtype": info.dtype,
-                "shape": list(info.shape),
-                "action": "copied" if before.get(name) == digests[name] else "merged",
-            }
-            for name, info in written.tensors.items()
-        }
     return {
         "format": FORMAT,
         "command": "train",
         "options": session.config.model_dump(mode="json", by_alias=True),
         "inputs": [describe_input(session.checkpoint, "base", before)],
-        "outputs": [output],
-        "tensors": tensors,
+        **describe_written(out, target, before),
         "versions": versions(),
         "seconds": round(time.perf_counter() - session.began, 3),
         "peak_memory_bytes": peak_memory_bytes(),

@@ -170,6 +170,7 @@ def _run(session: Session, live: Live) -> Outcome:
             measure(session, live, after=None)
         while live.position.task < len(session.tasks):
             run_task(session, live)
+        session.keep_snapshot(live, last=True)
         target = publish(session, live)
     finally:
         session.log.close()

@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "state"
 
     @property
+    def snapshots(self) -> Path:
+        """What averages of other half-lives are made of."""
+        return self.root / "snapshots"
+
+    @property
     def verdicts(self) -> Path:
         """What the gate decided."""
         return self.root / "verdicts"

@@ -138,12 +138,16 @@ class Replay(Section):
 
 
 class Ema(Section):
-    """An average of the weights, kept in float32; `publish` makes it the model that is written."""
+    """An average of the weights, kept in float32; `publish` makes it the model that is written.
+
+    snapshot_every: steps between snapshots of two more, which others are made of afterwards.
+    """
 
     half_life: Positive = 700.0
     unit: Literal["steps", "tokens"] = "steps"
     warmup: bool = True
     publish: bool = True
+    snapshot_every: Annotated[int, Field(ge=0)] = 0
 
 
 class Gate(Section):

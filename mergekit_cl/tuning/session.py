@@ -17,6 +17,7 @@ from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.metrics import Log
 from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.snapshots import drop_later, write_snapshot
 from mergekit_cl.tuning.state import save_state
 from mergekit_cl.tuning.taskrows import Reader, TaskRows
 
@@ -74,7 +75,20 @@ class Session:
             accepted=accepted,
             leads=self.engine.leads,
         )
+        if live.tracks and self.engine.leads:
+            # Not before: until then, what goes on is the state that these belong to.
+            drop_later(self.folder.snapshots, live.tracks[0].step)
         self.engine.wait()
+
+    def keep_snapshot(self, live: Live, *, last: bool = False) -> None:
+        """Write the averages that others are made of, where it is their step.
+
+        last: at the end of the run, if the last step was not one. A collective.
+        """
+        ema = self.config.ema
+        step = live.tracks[0].step if live.tracks else 0
+        if ema is not None and step and last == bool(step % ema.snapshot_every):
+            write_snapshot(self.folder.snapshots, live.tracks, leads=self.engine.leads)
 
     def stop_if_asked(self, live: Live) -> None:
         """Save and raise Interrupted, in all processes, where one of them got a signal."""

@@ -1,8 +1,8 @@
 """The state of a run on the disk: written and read in one way, whatever for.
 
     state/current.json   {"format", "current": "00000007", "accepted": "00000005"}
-    state/00000007/      weights, optimizer, average, protection (safetensors), buffer, state.json,
-                         history.json, losses.json
+    state/00000007/      weights, optimizer, average, tracks, protection (safetensors), buffer,
+                         state.json, history.json, losses.json
 
 A generation is written whole beside the others before `current.json`, replaced in one step, names
 it; so a kill at any instant leaves one. `accepted` is what a rejected update goes back to.
@@ -48,6 +48,8 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
     lines: length of metrics.jsonl, which is on the disk already. accepted: whether a rejection goes
     back to it. leads: every process of a run calls this, one writes. Raises OutputError.
     """
+    from safetensors import SafetensorError
+
     tensors = _tensors(live)
     if not leads:
         return
@@ -64,10 +66,10 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
         for old in folder.iterdir():
             if old.is_dir() and old.name not in now.values():
                 shutil.rmtree(old)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who notices
         raise OutputError(
             "the state of the run cannot be written",
-            detail=f"{folder}: {error.strerror or error}",
+            detail=f"{folder}: {getattr(error, 'strerror', None) or error}",
             hint="mend that; the same command with --resume goes on from the state before",
         ) from error
 
@@ -124,6 +126,12 @@ def _tensors(live: Live) -> dict[str, dict[str, Tensor]]:
     }
     if live.average is not None:
         files["average.safetensors"] = live.average.state_dict()["tensors"]
+    if live.tracks:
+        files["tracks.safetensors"] = {
+            f"{number}:{name}": values
+            for number, track in enumerate(live.tracks)
+            for name, values in track.tensors.items()
+        }
     if live.protection is not None:
         fisher, anchor = live.protection.fisher, live.protection.anchor
         files["protection.safetensors"] = {
@@ -185,6 +193,7 @@ def _write(
         **numbers,
         "estimator": live.estimator,
         "average": average,
+        "tracks": [{"sigma_rel": one.sigma_rel, "step": one.step} for one in live.tracks],
         "lines": lines,
     }
     stream = None if live.stream is None else live.stream.to_json()
@@ -249,6 +258,7 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         own = live.average.tensors
         held = {name: like(one, own[name]) for name, one in read("average.safetensors").items()}
         live.average.load_state_dict({**values["average"], "tensors": held})
+    _restore_tracks(live, place, values["tracks"])
     live.protection, live.protected = None, values["protected"]
     live.estimator = values["estimator"]
     if (place / "protection.safetensors").is_file():
@@ -257,6 +267,17 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         live.buffer = load_buffer(place)
     live.position = Position(**values["position"])
     live.realised = Realised(**values["realised"])
+
+
+def _restore_tracks(live: Live, place: Path, stored: list[dict[str, Any]]) -> None:
+    from safetensors.torch import load_file
+
+    if not live.tracks or not stored:
+        return
+    tensors = load_file(str(place / "tracks.safetensors"))
+    for number, (track, numbers) in enumerate(zip(live.tracks, stored, strict=True)):
+        held = {name: like(tensors[f"{number}:{name}"], own) for name, own in track.tensors.items()}
+        track.load_state_dict({**numbers, "tensors": held})
 
 
 def placed(protection: Protection, live: Live) -> Protection:

@@ -157,6 +157,7 @@ def trial_config(config: Config, ewc: Ewc, value: float, tasks: list[Task], plac
             "task": tasks,
             "ewc": ewc.model_copy(update={"strength": value}),
             "output": str(place / f"lambda-{value:g}"),
+            "ema": config.ema and config.ema.model_copy(update={"snapshot_every": 0}),
             "gate": None,
             "drift": None,
             "fisher": False,

@@ -49,6 +49,7 @@ def run_task(session: Session, live: Live) -> None:
         began = time.perf_counter()
         decision: Decision | None = None
         stepped = take_step(config, session.engine, live, mixture, penalty, steps)
+        session.keep_snapshot(live)
         alarmed = _log(session, live, stepped, time.perf_counter() - began)
         advance(config.batch.rows)
         if config.gate is not None and _is_look(live.position.step, config.gate.every, steps):

@@ -50,12 +50,18 @@ def stored_tensors(tuned: Tuned, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return found
 
 
-def write_model(folder: Path, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+def write_model(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    *,
+    shard_size: int = SHARD_SIZE,
+) -> None:
     """Write weights, index and the files that make them a model into an existing folder."""
     layout = lay_out(
         [(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()],
         stem="model",
-        shard_size=SHARD_SIZE,
+        shard_size=shard_size,
         metadata={"format": "pt"},
     )
     files = ShardFiles(folder, layout)

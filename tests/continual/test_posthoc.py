@@ -9,17 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mergekit_cl.continual.posthoc import (
-    PowerAverage,
+from mergekit_cl.continual.posthoc import PowerAverage, decay_at, synthesise
+from mergekit_cl.continual.profiles import (
     Profile,
-    coefficients,
-    decay_at,
+    fit,
     gamma_of,
     gamma_of_half_life,
     inner_product,
-    profile_error,
     sigma_of,
-    synthesise,
 )
 from mergekit_cl.errors import MismatchError, OptionError
 
@@ -92,8 +89,8 @@ def test_a_stored_profile_is_made_of_itself() -> None:
     for place, wanted in enumerate(stored):
         expected = [0.0] * len(stored)
         expected[place] = 1.0
-        np.testing.assert_allclose(coefficients(stored, wanted), expected, atol=1e-6)
-        assert profile_error(stored, wanted) < 1e-5
+        np.testing.assert_allclose(fit(stored, wanted).weights, expected, atol=1e-6)
+        assert fit(stored, wanted).residual < 1e-5
 
 
 @pytest.mark.parametrize("sigma_rel", [0.06, 0.075, 0.12, 0.15])
@@ -106,10 +103,10 @@ def test_coefficients_are_the_least_squares_of_sampled_profiles(sigma_rel: float
     moved = basis[:, :-1] - basis[:, -1:]
     found = np.linalg.lstsq(moved, density(wanted, times) - basis[:, -1], rcond=None)[0]
     expected = np.append(found, 1 - found.sum())
-    np.testing.assert_allclose(coefficients(stored, wanted), expected, atol=1e-3)
+    np.testing.assert_allclose(fit(stored, wanted).weights, expected, atol=1e-3)
     left = density(wanted, times) - basis @ expected
     relative = np.linalg.norm(left) / np.linalg.norm(density(wanted, times))
-    assert profile_error(stored, wanted) == pytest.approx(relative, rel=0.02, abs=1e-5)
+    assert fit(stored, wanted).residual == pytest.approx(relative, rel=0.02, abs=1e-5)
 
 
 def tracked(wanted: list[float], steps: int, every: int) -> tuple[list, dict[float, torch.Tensor]]:
@@ -185,7 +182,7 @@ def test_lengths_that_no_profile_has_are_refused() -> None:
     with pytest.raises(OptionError, match="below half"):
         gamma_of_half_life(600, 1000)
     with pytest.raises(OptionError, match="no stored"):
-        coefficients([], Profile(7, 10))
+        fit([], Profile(7, 10))
     with pytest.raises(MismatchError, match="same tensors"):
         synthesise(
             [(Profile(7, 1), {"a": torch.ones(1)}), (Profile(7, 2), {"b": torch.ones(1)})],

@@ -31,7 +31,7 @@ EVERYTHING: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.03},
     "ewc": {"lambda": 1e-6, "samples": 20},
     "replay": {"rows": 20, "ratio": 0.05},
-    "ema": {"half_life": 1.0, "publish": False},
+    "ema": {"half_life": 1.0, "publish": False, "snapshot_every": 10},
 }
 
 
@@ -88,9 +88,9 @@ def test_a_rejected_update_leaves_the_state_byte_for_byte(
         {name.partition("/")[2]: content for name, content in files_of(place).items()}
         for place in (before, tmp_path / "run/state")
     )
-    kept = ("weights", "optimizer", "average", "protection", "buffer")
+    kept = ("weights", "optimizer", "average", "tracks", "protection", "buffer")
     compared = [name for name in expected if name.startswith(kept)]
-    assert len(compared) == 6
+    assert len(compared) == 7
     for name in compared:
         assert found[name] == expected[name], name
     # What is written is what was there before the rejected task.
@@ -101,6 +101,9 @@ def test_a_rejected_update_leaves_the_state_byte_for_byte(
     first, _ = trained(alone)
     file = "adapter_model.safetensors" if more else "model.safetensors"
     assert (first.model / file).read_bytes() == (outcome.model / file).read_bytes()
+    snapshots = files_of(tmp_path / "run/snapshots")
+    assert list(snapshots) == [f"{step:08d}.safetensors" for step in (10, 20, 25)]
+    assert snapshots == files_of(tmp_path / "alone/snapshots")
     rows = (outcome.model / "clmerge/buffer.jsonl").read_text()
     assert {json.loads(line)["task"] for line in rows.splitlines()} == {"a"}
 

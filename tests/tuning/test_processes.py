@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Config:
         batch={"rows": 8, "accumulate": 2},
         ewc={"lambda": 10.0, "samples": 16},
         replay={"rows": 20},
-        ema={"half_life": 3.0},
+        ema={"half_life": 3.0, "snapshot_every": 8},
         save_every=2,
         output=str(tmp_path / "one"),
     )
@@ -77,9 +77,15 @@ def test_two_processes_learn_what_one_does_in_twenty_steps(
     assert running.returncode == 0, err
     assert json.loads(out)["state"] == "finished"  # one document, by one of them
     assert "Warning" not in err, err
-    for file in ("weights", "average", "protection"):
+    for file in ("weights", "average", "tracks", "protection"):
         name = f"{file}.safetensors"
         assert distance(tmp_path / "one", tmp_path / "two", name) < 1e-5, file
+    for step in (8, 16, 20):
+        name = f"snapshots/{step:08d}.safetensors"
+        kept = [load_file(tmp_path / run / name) for run in ("one", "two")]
+        assert kept[0].keys() == kept[1].keys()
+        for key, values in kept[0].items():
+            torch.testing.assert_close(kept[1][key], values, rtol=1e-4, atol=1e-5)
     mine, theirs = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
     assert len(mine) == len(theirs) == 20
     for one, other in zip(mine, theirs, strict=True):

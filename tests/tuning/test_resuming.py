@@ -30,7 +30,7 @@ EVERYTHING: dict[str, Any] = {
     "save_every": 3,
     "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup": 2},
     "replay": {"rows": 20, "ratio": 0.3},
-    "ema": {"half_life": 3.0},
+    "ema": {"half_life": 3.0, "snapshot_every": 2},
 }
 # Seconds, and the folder's own name.
 DIFFER = ("manifest.json", "run.json", "times.jsonl", "config.yaml", "report.html", "lock")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +15,15 @@ import pytest
 import torch
 from buffers import plain
 from tiny_models import tiny_bert_classifier, tiny_llama
-from training_runs import files_of
+from training_runs import files_of, in_fork
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.buffertext import encode
 from mergekit_cl.continual.ewc import Protection
-from mergekit_cl.errors import FormatError, MismatchError
+from mergekit_cl.continual.posthoc import tracks_of
+from mergekit_cl.errors import FormatError, MismatchError, OutputError
 from mergekit_cl.training.architecture import Task
 from mergekit_cl.training.model import BuiltModel
 from mergekit_cl.training.names import NameMap
@@ -75,6 +78,7 @@ MODELS = [whole, adapter, with_batch_norm]
 def live_of(tuned: Tuned) -> Live:
     live = Live(tuned, make_optimizer(Optimizer(weight_decay=0.1), tuned.trained()))
     live.average = WeightAverage(tuned, half_life=2.0, warmup=True)
+    live.tracks = tracks_of(tuned)
     live.buffer = Buffer(5, 0)
     weights = {name: p.detach().clone() for name, p in tuned.named_parameters()}
     live.protection = Protection({n: w.abs() for n, w in weights.items()}, weights)
@@ -93,6 +97,8 @@ def move(live: Live, seed: int) -> None:
     assert live.average is not None
     assert live.buffer is not None
     live.average.update(live.tuned)
+    for track in live.tracks:
+        track.update(live.tuned)
     live.buffer.add(*plain(seed, "a", seed))
     now = live.position
     live.position = replace(now, step=now.step + 1, steps=now.steps + 1, consumed=now.consumed + 8)
@@ -107,6 +113,8 @@ def bytes_of(live: Live) -> dict[str, Any]:
     assert live.protection is not None
     tensors = {f"model {n}": t for n, t in live.tuned.module.state_dict().items()}
     tensors |= {f"average {n}": t for n, t in live.average.tensors.items()}
+    for track in live.tracks:
+        tensors |= {f"track {track.sigma_rel} {n}": t for n, t in track.tensors.items()}
     tensors |= {f"fisher {n}": t for n, t in live.protection.fisher.items()}
     tensors |= {f"anchor {n}": t for n, t in live.protection.anchor.items()}
     for name, parameter in live.tuned.trained().items():
@@ -120,6 +128,7 @@ def bytes_of(live: Live) -> dict[str, Any]:
     return {
         **found,
         "updates": live.average.updates,
+        "tracks": [track.step for track in live.tracks],
         "buffer": (buffer.rows, buffer.manifest),
         "position": live.position,
         "realised": live.realised,
@@ -166,6 +175,22 @@ def test_a_new_process_is_brought_to_the_same_state(
     assert load_state(tmp_path / "state", fresh) == 5
     assert bytes_of(fresh) == expected
     assert fresh.history == live.history
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(tmp_path: Path) -> None:
+    live = live_of(whole(tmp_path))
+    save_state(tmp_path / "state", live, lines=0, accepted=True)
+    before = pointer(tmp_path / "state")
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.raises(OutputError, match="the state of the run cannot be written"):
+            save_state(tmp_path / "state", live, lines=0, accepted=True)
+
+    assert in_fork(limited) == 0
+    assert pointer(tmp_path / "state") == before
+    load_state(tmp_path / "state", live)
 
 
 def test_generations_that_nobody_needs_go_and_unchanged_files_are_linked(tmp_path: Path) -> None:

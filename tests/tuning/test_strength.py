@@ -17,7 +17,7 @@ from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.errors import Interrupted, OptionError
 from mergekit_cl.tuning import run as running
 from mergekit_cl.tuning import strength
-from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.schema import Config, Ema
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,16 @@ def test_the_run_is_the_one_of_the_lambda_that_was_chosen(
     given = config(place, tmp_path / "run", **{"lambda": chosen})
     trained(given)
     assert lines_of(tmp_path / "run/metrics.jsonl") == lines_of(outcome[0] / "metrics.jsonl")
+
+
+def test_trials_average_as_the_run_does_and_keep_no_snapshots(place: Path) -> None:
+    ema = {"half_life": 3.0, "snapshot_every": 2}
+    given = config(place, place / "other").model_copy(update={"ema": Ema.model_validate(ema)})
+    assert given.ewc is not None
+    trial = strength.trial_config(given, given.ewc, 1.0, given.task, place / "trials")
+    assert trial.ema == Ema(half_life=3.0)
+    without = given.model_copy(update={"ema": None})
+    assert strength.trial_config(without, given.ewc, 1.0, given.task, place).ema is None
 
 
 def test_nothing_is_left_beside_the_run(outcome: tuple[Path, list[str]]) -> None:
