@@ -99,6 +99,10 @@ class Engine:
         here = torch.tensor(values, dtype=torch.float64, device=self.device)
         return [float(value) for value in self.accelerator.reduce(here, "sum")]
 
+    def total_of_shards(self, values: list[float]) -> list[float]:
+        """Sums over the parts of weights that processes hold; as they are where each holds all."""
+        return self.total(values) if self.sharded else values
+
     def begin_tracking(self, settings: Mapping[str, Any]) -> None:
         """Tell the trackers what is trained, if there are any."""
         if self.tracked:

@@ -21,9 +21,9 @@ from mergekit_cl.tuning.advice import Facts, advice
 from mergekit_cl.tuning.counting import count_weights
 from mergekit_cl.tuning.earlier import judged_before
 from mergekit_cl.tuning.footprint import Footprint, footprint
+from mergekit_cl.tuning.lengths import Length, lengths_of
 from mergekit_cl.tuning.preparing import gate_suites
 from mergekit_cl.tuning.rundir import RunFolder
-from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config, Gate
 from mergekit_cl.tuning.spread import measure_spread
 from mergekit_cl.tuning.state import protected_tasks
@@ -59,10 +59,8 @@ def plan_training(
         tasks = read_tasks(config, reader, held_out)
         counts = count_weights(config, checkpoint)
         held = footprint(config, counts, goes_on=kept)
-        steps = tuple(
-            steps_of(settings, len(task.encoded), config.batch.rows)
-            for settings, task in zip(config.task, tasks, strict=True)
-        )
+        lengths = lengths_of(config, tasks, None if earlier is None else RunFolder(earlier))
+        steps = tuple(length.steps for length in lengths)
         judged = {task.name: tuple(task.validation.values()) for task in tasks if task.validation}
         measured = {name: len(rows) for name, rows in (before | judged).items()}
         evaluated = measured | {name: len(rows) for name, rows in others.items()}
@@ -81,7 +79,7 @@ def plan_training(
         "parameters": {"all": counts.whole, "trained": counts.trained},
         "memory_bytes": held.to_json(),
         "disk_bytes": _disk(config, checkpoint, held),
-        "tasks": [_task(task, count, config) for task, count in zip(tasks, steps, strict=True)],
+        "tasks": [_task(task, length) for task, length in zip(tasks, lengths, strict=True)],
         "steps": sum(steps),
         "trials": len(values_to_try(config.ewc)),
         "buffer_rows": _buffer(config, tasks),
@@ -91,7 +89,7 @@ def plan_training(
     }
 
 
-def _task(task: TaskRows, steps: int, config: Config) -> dict[str, Any]:
+def _task(task: TaskRows, length: Length) -> dict[str, Any]:
     rows = task.encoded.values()
     return {
         "name": task.name,
@@ -99,8 +97,8 @@ def _task(task: TaskRows, steps: int, config: Config) -> dict[str, Any]:
         "tokens": sum(len(row.ids) for row in rows),
         "truncated": task.truncated,
         "validation_rows": len(task.validation),
-        "steps": steps,
-        "epochs": round(steps * config.batch.rows / len(rows), 3),
+        "steps": length.steps,
+        "epochs": round(length.epochs, 3),
     }
 
 

@@ -28,6 +28,7 @@ from mergekit_cl.tuning.earlier import (
 )
 from mergekit_cl.tuning.engine import Engine, check_trackers, engine
 from mergekit_cl.tuning.gatekeeping import measure_anchor
+from mergekit_cl.tuning.lengths import lengths_of
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
@@ -38,7 +39,6 @@ from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.resuming import check_same_config, is_same_config
 from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
-from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
 from mergekit_cl.tuning.state import load_state, pointer, protected_tasks
@@ -280,10 +280,7 @@ def _warn(
 ) -> None:
     """Say what is likely to go wrong, while it costs nothing to stop."""
     rows = {name: len(found) for name, found in {**prepared.judged, **prepared.extra}.items()}
-    steps = tuple(
-        steps_of(settings, len(task.encoded), config.batch.rows)
-        for settings, task in zip(config.task, prepared.tasks, strict=True)
-    )
+    steps = tuple(length.steps for length in lengths_of(config, prepared.tasks, before))
     kind = prepared.tuned.built.kind
     facts = facts_of(config, checkpoint, kind, prepared.tasks, steps, rows)
     kept = before is not None and protected_tasks(before.state) > 0

@@ -29,13 +29,20 @@ def run_task(session: Session, live: Live) -> None:
     """Learn the task at `live.position`, measure, keep what later tasks need, and move on."""
     config, task = session.config, session.tasks[live.position.task]
     settings = config.task[live.position.task]
-    steps = steps_of(settings, len(task.encoded), config.batch.rows)
     if not live.position.begun:
         begin_gate(session, live)
         live.position = replace(live.position, begun=True)
         session.save(live, accepted=True)
     mixture = mixture_of(config, task.name, task.encoded, _replayed(session, live))
-    penalty = penalty_of(config.ewc, live, session.strength, session.engine.total)
+    steps = steps_of(
+        settings,
+        len(task.encoded),
+        config.batch.rows,
+        ratio=0.0 if config.replay is None else config.replay.ratio,
+        kept=len(mixture.replayed),
+        first=live.position.steps - live.position.step,
+    )
+    penalty = penalty_of(config.ewc, live, session.strength, session.engine.total_of_shards)
     if penalty.held is not None and live.position.step == 0:
         reached = penalty.held.coverage
         session.write(live, "protection", mass=reached.mass, share=reached.share)
@@ -129,7 +136,8 @@ def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> bool
     alarm = None
     said = stepped.to_json()
     if live.stream is not None:
-        alarm = live.stream.see(said["loss"])
+        if said["loss"] is not None:  # a batch may be replayed as a whole: .25 of 1 row, by turns
+            alarm = live.stream.see(said["loss"])
         said |= live.stream.statistic
     if live.buffer is not None:
         share = live.realised.tokens_share

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.statefile import read_state
 from mergekit_cl.drifting.watch import Alarm, Watch
-from mergekit_cl.errors import FormatError, InputError
 from mergekit_cl.tuning.schema import Drift
 
 
@@ -62,18 +61,7 @@ def stream_of(settings: Drift) -> Stream:
     """The stream of a new run; raises InputError or FormatError for a state that is none."""
     if settings.state is None:
         return Stream(settings)
-    path = Path(settings.state)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            "the drift state cannot be read",
-            detail=f"drift.state {path}: {error.strerror}",
-            hint="clmerge drift calibrate STABLE makes one",
-        ) from error
-    except ValueError as error:
-        raise FormatError("the drift state is no JSON", detail=f"drift.state {path}") from error
-    return Stream(settings, Watch.from_json(content, str(path)))
+    return Stream(settings, read_state(Path(settings.state)).watch)
 
 
 def alarm_to_json(alarm: Alarm) -> dict[str, Any]:
