@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergekit_cl.errors import OptionError
+from mergekit_cl.launched import launched
 from mergekit_cl.tuning.schema import Config
 
 if TYPE_CHECKING:
@@ -153,6 +154,26 @@ def shard(module: nn.Module) -> None:
 
 
 @contextmanager
+def together(several: bool) -> Iterator[None]:
+    """Within, the processes that a launcher started stay joined, whatever engines come and go.
+
+    several: whether more than one run comes. A group that is left and joined again would look for
+    the others where they were the first time: the launcher's store still has those addresses.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    if not several or launched().world == 1 or torch.distributed.is_initialized():
+        yield
+        return
+    PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(True)
+
+
+@contextmanager
 def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[Engine]:
     """Join the processes of this run, if a launcher started several, and leave them again.
 
@@ -162,6 +183,7 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
+    stays = launched().world > 1 and torch.distributed.is_initialized()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(config.trackers) or None,
@@ -178,6 +200,7 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
         # holder, it would wait for the group's threads while they wait for the interpreter.
         joined.module = None
         accelerator.free_memory()
-        accelerator.end_training()
+        if not stays:
+            accelerator.end_training()
         # It is kept as one for the whole program, which may train again.
         AcceleratorState._reset_state(True)

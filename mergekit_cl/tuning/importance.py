@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fisher.accumulator import Accumulator, Estimate
-from mergekit_cl.errors import DataError
+from mergekit_cl.errors import ClmergeError, DataError, NonFiniteError
 from mergekit_cl.estimating.prepare import default_estimator
 from mergekit_cl.training.choose import Choice, choose
 from mergekit_cl.training.encode import Encoded, auto_batch_size
@@ -15,6 +16,9 @@ from mergekit_cl.tuning.folding import folded, whole_weights
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.model import file_name
 from mergekit_cl.tuning.session import Session
+
+if TYPE_CHECKING:
+    from fisher.errors import FisherError
 
 SAMPLES = 256
 
@@ -35,7 +39,8 @@ def estimate_fisher(
     """The Fisher diagonal at the model as it is, under the names of its parameters without adapter.
 
     everything: of an adapted model all weights, not only those that are moved. By all processes,
-    each with its share of the rows. Raises DataError where a row gives no finite gradient.
+    each with its share of the rows. Raises NonFiniteError, in all processes, where the
+    model's outputs are not finite, and DataError for rows that give no gradient.
     """
     from fisher.errors import FisherError
 
@@ -48,6 +53,7 @@ def estimate_fisher(
     asked = None if config.ewc is None else config.ewc.estimator
     advance = session.progress(title, len(mine.rows), "rows")
     wanted = whole_weights(live.tuned, everything=everything)
+    failed: FisherError | None = None
     with folded(live.tuned):
         try:
             accumulator = Accumulator(
@@ -60,9 +66,10 @@ def estimate_fisher(
                 accumulator.add(batch)
                 advance(len(batch))
         except FisherError as error:
-            raise DataError(
-                "the Fisher of a task cannot be taken", detail=f"{title}: {error}"
-            ) from error
+            failed = error  # said to the others, who would wait for this process's sums
+        for one in engine.exchange(failed):
+            if one is not None:
+                raise _refused(one, title) from one
         engine.settle()
         if engine.world > 1:
             from fisher.distributed import reduce_sums
@@ -70,6 +77,13 @@ def estimate_fisher(
             reduce_sums(accumulator)
         estimate = accumulator.finish()
     return _without_adapter(estimate), encoded
+
+
+def _refused(error: FisherError, title: str) -> ClmergeError:
+    from fisher.errors import DivergedError
+
+    kind = NonFiniteError if isinstance(error, DivergedError) else DataError
+    return kind("the Fisher of a task cannot be taken", detail=f"{title}: {error}")
 
 
 def _without_adapter(estimate: Estimate) -> Estimate:

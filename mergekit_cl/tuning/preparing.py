@@ -24,6 +24,7 @@ from mergekit_cl.tuning.protecting import protection_from_sidecars
 from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.taskrows import CHARACTERS_PER_TOKEN, Reader, TaskRows, read_tasks
+from mergekit_cl.tuning.watching import stream_of
 
 if TYPE_CHECKING:
     from mergekit_cl.continual.ewc import Protection
@@ -68,6 +69,8 @@ def prepare(config: Config, checkpoint: Checkpoint, earlier: RunFolder | None) -
             hint="leave out one of them: --continue, or ewc.sidecars and ewc.anchors",
         )
     check_gate(config)
+    if config.drift is not None:
+        stream_of(config.drift)  # a state that cannot be read is refused before anything is trained
     built = build_base(checkpoint)
     protection = _protection(config, built)
     tuned = build_tuned(config, checkpoint, built)

@@ -26,7 +26,7 @@ from mergekit_cl.tuning.earlier import (
     has_inputs,
     write_inputs,
 )
-from mergekit_cl.tuning.engine import Engine, check_trackers, engine
+from mergekit_cl.tuning.engine import Engine, check_trackers, engine, together
 from mergekit_cl.tuning.gatekeeping import measure_anchor
 from mergekit_cl.tuning.lengths import lengths_of
 from mergekit_cl.tuning.live import Live
@@ -42,7 +42,7 @@ from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
 from mergekit_cl.tuning.state import load_state, pointer, protected_tasks
-from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of
+from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of, values_to_try
 from mergekit_cl.tuning.tasks import measure, run_task
 
 
@@ -98,22 +98,22 @@ def train(
                 return done
         if before is not None:
             check_continued(before, folder.root, {task.name for task in config.task})
+        tries = resume is None and bool(values_to_try(config.ewc))
+        stack.enter_context(together(several=tries))
         strength = strength_of(
             config,
             folder,
             resume=resume is not None,
             continues=before is not None,
+            judged=_foreseen(config, folder, before, tell) if tries else (),
             learn=lambda trial: _learn(trial, continue_from, progress),
             tell=tell,
         )
         checkpoint = stack.enter_context(open_checkpoint(config.model))
-        prepared = prepare(config, checkpoint, before)
+        prepared = _prepared(config, folder, checkpoint, before)
         if resume is not None:
             check_inputs(folder, describe_inputs(prepared.base, prepared.tasks))
-        if before is not None and prepared.tuned.adapted:
-            check_same_base(before, prepared.base)
-        check_disk(config, prepared, checkpoint, folder.root)
-        if resume is None:
+        if resume is None and not tries:
             _warn(config, prepared, checkpoint, before, tell)
         unused = launched().world > 1 and has_unused(prepared.tuned, prepared.tasks[0])
         caught = stack.enter_context(deferred_interrupts())
@@ -180,6 +180,30 @@ def _run(session: Session, live: Live) -> Outcome:
         write_run_page(session.folder.root, outcome.decision)
         end_run(session.folder, _record(outcome))
     return outcome
+
+
+def _prepared(
+    config: Config, folder: RunFolder, checkpoint: Checkpoint, before: RunFolder | None
+) -> Prepared:
+    """What a run is made of, once all that can be refused has been."""
+    prepared = prepare(config, checkpoint, before)
+    if before is not None and prepared.tuned.adapted:
+        check_same_base(before, prepared.base)
+    check_disk(config, prepared, checkpoint, folder.root)
+    return prepared
+
+
+def _foreseen(
+    config: Config, folder: RunFolder, before: RunFolder | None, tell: Tell
+) -> frozenset[str]:
+    """Refuse and warn ahead of trials, which take long and lack what these speak of.
+
+    Gives the names of tasks with held-out rows. The model that is built for it is let go again.
+    """
+    with open_checkpoint(config.model) as checkpoint:
+        prepared = _prepared(config, folder, checkpoint, before)
+        _warn(config, prepared, checkpoint, before, tell)
+        return frozenset(prepared.judged)
 
 
 def _repeated(folder: RunFolder, config: Config) -> Outcome | None:

@@ -19,6 +19,7 @@ from training_runs import config_of, steps_of, trained, write_labelled, write_te
 
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.strength import FILE
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +129,25 @@ def test_interrupted_in_two_processes_a_run_is_resumed_in_one(
         trained(longer, resume=tmp_path / "two")
     assert metrics.exists()
     assert distance(tmp_path / "one", tmp_path / "two", "weights.safetensors") < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapter"])
+def test_two_processes_find_the_lambda_that_one_finds(
+    tmp_path: Path, config: Config, lora: dict[str, int] | None
+) -> None:
+    auto = {"lambda": "auto", "samples": 8, "auto": {"candidates": [1.0, 100.0], "steps": 2}}
+    both = {**config.model_dump(by_alias=True), "ewc": auto, "lora": lora, "fisher": False}
+    trained(Config.model_validate(both))
+    running = launch(tmp_path / "two.yaml", Config.model_validate(both), "-o", f"{tmp_path}/two")
+    try:
+        _, err = running.communicate(timeout=120)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, err
+    mine, theirs = (json.loads((tmp_path / run / FILE).read_text()) for run in ("one", "two"))
+    assert mine["chosen"] == theirs["chosen"]
+    assert len(mine["trials"]) == len(theirs["trials"]) == 3
+    for one, other in zip(mine["trials"], theirs["trials"], strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert not list(tmp_path.glob(".*"))
