@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,16 +105,32 @@ class Engine:
         return self.total(values) if self.sharded else values
 
     def begin_tracking(self, settings: Mapping[str, Any]) -> None:
-        """Tell the trackers what is trained, if there are any."""
-        if self.tracked:
-            plain = {key: str(value) for key, value in settings.items()}
+        """Tell the trackers, if there are any, what is trained; raises OptionError if one fails."""
+        if not self.tracked:
+            return
+        plain = {key: str(value) for key, value in settings.items()}
+        try:
             self.accelerator.init_trackers("clmerge", config=plain)
+        except Exception as error:  # a service's own: it may not know us, or not be reached
+            names = ", ".join(tracker.name for tracker in self.accelerator.trackers)
+            self.end_tracking()
+            raise OptionError(
+                "a tracker cannot begin",
+                detail=f"trackers: {names}: {error!r:.160}",
+                hint="mend that, or leave it out and --resume: metrics.jsonl has everything",
+            ) from error
 
-    def track(self, said: Mapping[str, Any], step: int) -> None:
-        """Pass the numbers of a step on to the trackers, if there are any."""
+    def track(self, numbers: Mapping[str, float], count: int) -> None:
+        """Pass numbers on to the trackers, if there are any. count: must never fall."""
         if self.tracked:
-            numbers = {k: v for k, v in said.items() if isinstance(v, (int, float))}
-            self.accelerator.log(numbers, step=step)
+            self.accelerator.log(dict(numbers), step=count)
+
+    def end_tracking(self) -> None:
+        """Let the trackers go; one that never began has nothing to end."""
+        while self.accelerator.trackers:
+            tracker = self.accelerator.trackers.pop()
+            with suppress(Exception):
+                tracker.finish()
 
     def exchange(self, said: Any) -> list[Any]:
         """What every process says, by rank; a collective."""
@@ -200,6 +216,7 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
         # holder, it would wait for the group's threads while they wait for the interpreter.
         joined.module = None
         accelerator.free_memory()
+        joined.end_tracking()
         if not stays:
             accelerator.end_training()
         # It is kept as one for the whole program, which may train again.

@@ -151,6 +151,7 @@ def train(
 def _run(session: Session, live: Live) -> Outcome:
     """The whole run from where its state is, or from the beginning."""
     state = session.folder.state
+    session.taken = session.times.lines
     try:
         if pointer(state):
             session.log.cut(load_state(state, live))

@@ -19,6 +19,7 @@ from mergekit_cl.tuning.rundir import RunFolder
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.state import save_state
 from mergekit_cl.tuning.taskrows import Reader, TaskRows
+from mergekit_cl.tuning.tracking import numbers_of
 
 Tell = Callable[[str], None]
 
@@ -29,7 +30,8 @@ class Session:
 
     suites: rows that models are judged by, {task: rows}, of this run and of those before it; extra:
     the gate's own. judged: all of them as they were read. inputs: digests of weights and rows.
-    strength: lambda, as a number. caught: the signal that arrived, or None.
+    strength: lambda, as a number. caught: the signal that arrived, or None. taken: steps of this
+    run so far, those too that a rejection or a resumption took back.
     """
 
     config: Config
@@ -48,12 +50,20 @@ class Session:
     progress: Start
     tell: Tell
     caught: Callable[[], int | None]
+    taken: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     def write(self, live: Live, kind: str, **values: object) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl, whose numbers go to trackers too."""
         where = {"kind": kind, "task": self.tasks[live.position.task].name}
         self.log.write({**where, "step": live.position.steps, **values})
+        self.engine.track(numbers_of(kind, values), self.taken)
+
+    def count_step(self, live: Live, seconds: float) -> None:
+        """One more step was taken; its time goes to times.jsonl, which is never cut."""
+        self.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
+        self.times.flush()
+        self.taken += 1
 
     def rows(self, title: str, suites: Mapping[str, Encoded]) -> Advance:
         """Progress over all rows of some suites."""

@@ -144,9 +144,8 @@ def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> bool
         if session.config.replay is None or session.config.replay.unit == "rows":
             share = live.realised.rows_share
         said["replay_share"] = share
+    session.count_step(live, seconds)
     session.write(live, "step", **said)
-    session.engine.track(said, live.position.steps)
-    session.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
     if alarm is not None:
         found = {"run_step": live.position.steps, **alarm_to_json(alarm)}
         live.history.alarms.append(found)
