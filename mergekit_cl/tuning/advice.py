@@ -18,7 +18,8 @@ class Facts:
     """What rows and files say of a config.
 
     steps: of each task. validation: rows of each task, and of each suite, by name. classes: labels
-    of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many.
+    of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many;
+    dropped: how many more are left out, having no token to learn.
     calibrations: measured over predicted loss of each sidecar, None where it has none. largest:
     the greatest entry of any sidecar. stored: dtypes of the model's file. goes_on: whether the run
     comes after another one's tasks. protected: whether that one kept their Fisher.
@@ -34,6 +35,7 @@ class Facts:
     stored: frozenset[str] = frozenset()
     goes_on: bool = False
     protected: bool = False
+    dropped: int = 0
 
 
 def advice(config: Config, facts: Facts) -> list[str]:
@@ -174,6 +176,12 @@ def _rest(config: Config, facts: Facts) -> Iterator[str]:
         yield (
             f"{facts.cut} of {facts.rows} rows are cut at {config.batch.max_length} tokens "
             "(batch.max_length): their ends are never learned"
+        )
+    if facts.dropped:
+        yield (
+            f"{facts.dropped} of {facts.rows + facts.dropped} rows are left out: nothing to learn in "
+            f"their first {config.batch.max_length} tokens (batch.max_length), for instance since "
+            "the prompt fills them"
         )
     if config.lora is None and facts.stored & {"BF16", "F16"}:
         yield (

@@ -182,6 +182,7 @@ def facts_of(
         steps=steps,
         rows=sum(len(task.encoded) for task in tasks),
         cut=sum(task.truncated for task in tasks),
+        dropped=sum(task.dropped for task in tasks),
         validation=evaluated,
         classes=classes,
         calibrations=tuple(one.get("calibration") for one in metadata),

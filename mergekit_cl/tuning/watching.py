@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mergekit_cl.decide.adwin import Adwin
 from mergekit_cl.drifting.calibrate import calibrate
 from mergekit_cl.drifting.statefile import read_state
 from mergekit_cl.drifting.watch import Alarm, Watch
@@ -36,14 +37,19 @@ class Stream:
 
     @property
     def statistic(self) -> dict[str, Any]:
-        """What the log says after a step: the detector's statistic and its threshold."""
+        """What the log says after a step: the detector's statistic and its threshold.
+
+        ADWIN compares the two at every eighth row alone, and has none after an alarm for a while.
+        """
         if self.watch is None:
             return {}
-        sums = getattr(self.watch.detector, "sums", None)  # ADWIN has none between its looks
-        if sums is None:
+        found = self.watch.detector
+        value = (
+            found.statistic() if isinstance(found, Adwin) else max(found.sums.up, found.sums.down)
+        )
+        if value is None:
             return {}
-        statistic, threshold = max(sums.up, sums.down), self.watch.calibration.threshold
-        return {"drift_statistic": statistic, "drift_threshold": threshold}
+        return {"drift_statistic": value, "drift_threshold": self.watch.calibration.threshold}
 
     def to_json(self) -> dict[str, Any]:
         """As values for JSON."""

@@ -58,6 +58,7 @@ def vars_of(facts: Facts) -> dict[str, Any]:
         ("nothing is watched", {"drift": {"calibration": 2000}}, WELL),
         ("false alarms may come as often", {"drift": {"arl": 5000}}, WELL),
         ("are cut at 512 tokens", {"replay": {}}, changed(cut=600)),
+        ("7 of 5007 rows are left out", {"replay": {}}, changed(dropped=7)),
         ("small updates are lost", {"replay": {}}, changed(stored=frozenset({"BF16"}))),
     ],
 )

@@ -56,6 +56,15 @@ def test_a_change_of_the_rows_is_an_alarm_and_the_log_has_statistic_and_threshol
     assert state["rows"] == 70
 
 
+def test_the_log_has_the_statistic_of_adwin_too(tmp_path: Path) -> None:
+    trained(config(tmp_path, drift={"calibration": 50, "arl": 500, "detector": "adwin"}))
+    steps = steps_of(tmp_path / "run")
+    alarmed = [x["step"] for x in lines_of(tmp_path / "run/metrics.jsonl") if x["kind"] == "drift"]
+    assert all("drift_statistic" in line for line in steps[49 : alarmed[0] - 1])
+    ahead, late = (steps[at]["drift_statistic"] for at in (55, alarmed[0] - 2))
+    assert late > ahead
+
+
 def test_the_losses_watched_are_those_before_the_step(tmp_path: Path) -> None:
     trained(config(tmp_path, drift={"calibration": 50, "arl": 500}))
     losses = [line["loss"] for line in steps_of(tmp_path / "run")]
