@@ -9,12 +9,14 @@ from pathlib import Path
 from mergekit_cl.continual.average import WeightAverage
 from mergekit_cl.continual.buffer import Buffer
 from mergekit_cl.continual.mixing import Realised
+from mergekit_cl.sidecar import open_sidecar
 from mergekit_cl.training.bufferfile import load_buffer
 from mergekit_cl.training.rows import Row
 from mergekit_cl.tuning.live import History, Live
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.position import Position
 from mergekit_cl.tuning.preparing import Prepared
+from mergekit_cl.tuning.protecting import kinds_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.state import placed
 from mergekit_cl.tuning.watching import stream_of
@@ -36,6 +38,8 @@ def begin(config: Config, prepared: Prepared) -> Live:
     if prepared.protection is not None:
         live.protection = placed(prepared.protection, live)
         live.protected = 1
+        assert config.ewc is not None
+        live.fishers = kinds_of(open_sidecar(Path(path)) for path in config.ewc.sidecars)
     if config.drift is not None:
         live.stream = stream_of(config.drift)
     return live

@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     from fisher.errors import FisherError
 
 SAMPLES = 256
+UNIT = "per_example"
 
 
 def samples_of(session: Session) -> int:
     """Rows that a Fisher is taken on."""
     return SAMPLES if session.config.ewc is None else session.config.ewc.samples
+
+
+def estimator_of(session: Session, live: Live) -> str:
+    """The estimator that a run takes its Fishers by."""
+    ewc, tuned = session.config.ewc, live.tuned
+    asked = None if ewc is None else ewc.estimator
+    return asked or default_estimator(tuned.built.kind, tuned.config)
 
 
 def choose_rows(session: Session, rows: Iterable[Row]) -> Choice:
@@ -49,8 +57,6 @@ def estimate_fisher(
     mine = encoded
     if engine.world > 1 and not engine.sharded:  # shards compute together, on all rows
         mine = replace(encoded, rows=encoded.rows[engine.rank :: engine.world])
-    kind = live.tuned.built.kind
-    asked = None if config.ewc is None else config.ewc.estimator
     advance = session.progress(title, len(mine.rows), "rows")
     wanted = whole_weights(live.tuned, everything=everything)
     failed: FisherError | None = None
@@ -58,7 +64,7 @@ def estimate_fisher(
         try:
             accumulator = Accumulator(
                 live.tuned.module,
-                estimator=asked or default_estimator(kind, live.tuned.config),
+                estimator=estimator_of(session, live),
                 seed=config.seed,
                 include=wanted.__contains__,
             )

@@ -72,9 +72,10 @@ class History:
 class Live:
     """The parts of a run that a state on the disk holds.
 
-    protection: of earlier tasks, by the names that
-    parameters have without an adapter; protected: how often it changed. realised: what was replayed
-    in the task at work. stream: the drift detector. history, record, stream: survive a rejection.
+    protection: of earlier tasks, by the names that parameters have without an adapter; protected:
+    how often it changed; fishers: (estimator, unit) of each kind of Fisher in it. realised: what
+    was replayed in the task at work. stream: the drift detector. history, record, stream: survive
+    a rejection.
     """
 
     tuned: Tuned
@@ -84,6 +85,7 @@ class Live:
     buffer: Buffer | None = None
     protection: Protection | None = None
     protected: int = 0
+    fishers: tuple[tuple[str, str], ...] = ()
     realised: Realised = field(default_factory=Realised)
     stream: Stream | None = None
     history: History = field(default_factory=History)

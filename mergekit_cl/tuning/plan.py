@@ -17,7 +17,7 @@ from mergekit_cl.training.architecture import Task as Kind
 from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
-from mergekit_cl.tuning.advice import Facts, advice
+from mergekit_cl.tuning.advice import Facts, advice, notes
 from mergekit_cl.tuning.counting import count_weights
 from mergekit_cl.tuning.earlier import judged_before
 from mergekit_cl.tuning.footprint import Footprint, footprint
@@ -71,7 +71,7 @@ def plan_training(
             spread = _spread(config, checkpoint, sample, tell) if fits else None
             gate = _gate(config.gate, evaluated, steps, spread)
         facts = facts_of(config, checkpoint, kind, tasks, steps, evaluated)
-        warnings = advice(config, replace(facts, goes_on=earlier is not None, protected=kept))
+        facts = replace(facts, goes_on=earlier is not None, protected=kept)
     return {
         "command": "train",
         "model": config.model,
@@ -85,7 +85,8 @@ def plan_training(
         "buffer_rows": _buffer(config, tasks),
         "evaluation": {"rows": measured, "times": len(tasks) + 1},
         "gate": gate,
-        "warnings": [*warnings, *_lacking(held)],
+        "notes": notes(config, facts),
+        "warnings": [*advice(config, facts), *_lacking(held)],
     }
 
 

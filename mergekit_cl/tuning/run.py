@@ -16,7 +16,7 @@ from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.report.html.run_page import write_run_page
 from mergekit_cl.report.progress import Start, no_progress
-from mergekit_cl.tuning.advice import advice
+from mergekit_cl.tuning.advice import advice, notes
 from mergekit_cl.tuning.beginning import begin, go_on
 from mergekit_cl.tuning.earlier import (
     check_continued,
@@ -309,8 +309,11 @@ def _warn(
     kind = prepared.tuned.built.kind
     facts = facts_of(config, checkpoint, kind, prepared.tasks, steps, rows)
     kept = before is not None and protected_tasks(before.state) > 0
-    for line in advice(config, replace(facts, goes_on=before is not None, protected=kept)):
+    facts = replace(facts, goes_on=before is not None, protected=kept)
+    for line in advice(config, facts):
         tell(f"warning: {line}")
+    for line in notes(config, facts):
+        tell(f"note: {line}")
 
 
 def _silent(text: str) -> None:

@@ -183,6 +183,7 @@ def _write(
         "position": live.position.to_json(),
         "realised": asdict(live.realised),
         **numbers,
+        "fishers": live.fishers,
         "average": average,
         "lines": lines,
     }
@@ -241,6 +242,7 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         held = {name: like(one, own[name]) for name, one in read("average.safetensors").items()}
         live.average.load_state_dict({**values["average"], "tensors": held})
     live.protection, live.protected = None, values["protected"]
+    live.fishers = tuple((estimator, unit) for estimator, unit in values["fishers"])
     if (place / "protection.safetensors").is_file():
         live.protection = placed(_protection(read("protection.safetensors")), live)
     if (place / ROWS).is_file():

@@ -20,6 +20,7 @@ from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.mixture import mixture_of
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.penalty import penalty_of
+from mergekit_cl.tuning.reach import describe_protection, protection_lines
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.session import Session
 from mergekit_cl.tuning.watching import alarm_to_json
@@ -44,9 +45,11 @@ def run_task(session: Session, live: Live) -> None:
     )
     penalty = penalty_of(config.ewc, live, session.strength, session.engine.total_of_shards)
     if penalty.held is not None and live.position.step == 0:
-        reached = penalty.held.coverage
-        session.write(live, "protection", mass=reached.mass, share=reached.share)
-        session.tell(f"{reached.share:.1%} of the Fisher of earlier tasks is held back")
+        reached, kinds = penalty.held.coverage, live.fishers
+        said = describe_protection(reached, session.strength, kinds)
+        session.write(live, "protection", **said)
+        for line in protection_lines(reached, session.strength, kinds):
+            session.tell(line)
     advance = session.progress(f"train {task.name}", steps * config.batch.rows, "rows")
     advance(live.position.step * config.batch.rows)
     decision: Decision | None = None

@@ -14,7 +14,7 @@ def numbers_of(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
     """
     flat = dict(values)
     for one in flat.pop("comparisons", ()):
-        low, high = one["interval"]
+        low, high = one["interval"] or (None, None)
         flat[f"{one['suite']}/{one['against']}"] = {**one, "lower": low, "upper": high}
     return dict(_flat("" if kind == "step" else f"{kind}/", flat))
 

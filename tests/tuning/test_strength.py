@@ -142,6 +142,10 @@ def test_a_budget_takes_the_smallest_lambda_that_keeps_it(place: Path, tmp_path:
     assert found["chosen"] == strong["lambda"] == 1e9
     assert strong["forgetting"] <= 0.01 < weak["forgetting"]
     assert any("predicted to lose" in line for line in told)
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    (said,) = (line for line in lines if line["kind"] == "protection")
+    assert said["lambda"] == 1e9
+    assert said["fisher"] == [{"estimator": "mc", "unit": "per_example"}]
     # By hand: calibration/2 sum F (theta - anchor)^2 per example, at 10 tokens each.
     after = open_checkpoint(tmp_path / "run/model")
     square = sum(float((after.tensor(n) - anchor.tensor(n)).double().square().sum()) for n in names)
