@@ -2,6 +2,7 @@
 
 FisherError (a ValueError)
 |-- BatchError       rows, labels or inputs that do not fit each other or the model
+|   `-- DivergedError  rows for which the model's outputs are no finite numbers
 |-- EstimatorError   an estimator that this model or these labels cannot be given to
 |-- StateError       a saved state of another run
 |-- StackError       a model that cannot be taken one layer at a time
@@ -17,6 +18,10 @@ class FisherError(ValueError):
 
 class BatchError(FisherError):
     """Rows, labels or inputs do not fit each other or the model."""
+
+
+class DivergedError(BatchError):
+    """The model's outputs are not finite: its weights are no use, whatever the rows."""
 
 
 class EstimatorError(FisherError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fisher.batch import IGNORE, UNKNOWN, Batch
-from fisher.errors import BatchError
+from fisher.errors import BatchError, DivergedError
 from fisher.labels import empirical, exact, invert, keyed_uniforms, softmaxes
 
 
@@ -92,7 +92,7 @@ def _measure(
         finite = chunk.logsumexp.isfinite()
         if not bool(finite.all()):
             row = (where.start + int(finite.int().argmin())) // (truth.numel() // len(batch))
-            raise BatchError(f"the model's outputs for row {batch.row_ids[row]} are not finite")
+            raise DivergedError(f"the model's outputs for row {batch.row_ids[row]} are not finite")
         if uniform is not None:
             drawn[:, where] = invert(chunk, uniform[done : done + count]).T
         true = truth[where]

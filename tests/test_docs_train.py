@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mergekit_cl.tuning.advice import Facts, advice
 from mergekit_cl.tuning.keys import (
     KeyPath,
     Node,
@@ -21,8 +24,11 @@ from mergekit_cl.tuning.keys import (
     whole,
 )
 from mergekit_cl.tuning.reading import read_config
+from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.words import expected
 from tests.pages import code_blocks, quoted, rows_of, section
+
+WRONG = "What goes wrong, and where you are told"
 
 
 def listed() -> dict[str, list[str]]:
@@ -80,3 +86,26 @@ def test_the_smallest_config_is_one(tmp_path: Path) -> None:
     for off in ("lora", "ewc", "replay", "ema", "gate", "drift"):
         assert getattr(found, off) is None
         assert f"`{off}`" in section("train.md", "Config")
+
+
+def test_the_warnings_that_the_page_quotes_are_given() -> None:
+    cells = [row[1] for row in rows_of(section("train.md", WRONG)) if len(row) == 2]
+    quotes = [found for cell in cells for found in re.findall(r"[Ww]arning `([^`]+)`", cell)]
+    assert len(quotes) == 10
+    ewc = {"lambda": 1.0, "sidecars": ["/f"], "anchors": ["/m"]}
+    worst = {
+        "model": "/m",
+        "task": [{"name": name, "data": ["/d"]} for name in "ab"],
+        "lora": {"rank": 32},
+        "ewc": ewc,
+        "replay": {"rows": 1},
+        "ema": {"half_life": 1e6},
+        "gate": {},
+        "drift": {"calibration": 10_000},
+    }
+    facts = Facts((100, 100), 100, 0, {"a": 9, "b": 9}, (frozenset("xy"), frozenset("z")), (None,))
+    given = advice(Config.model_validate(worst), facts)
+    whole = Config.model_validate({key: worst[key] for key in ("model", "task")})
+    given += advice(whole, replace(facts, stored=frozenset({"BF16"})))
+    for quote in quotes:
+        assert any(quote in one for one in given), quote

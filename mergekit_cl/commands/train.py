@@ -62,8 +62,8 @@ def command(
     had happened; CONFIG may be left out. --continue begins a new run, in a folder of its own, with
     new tasks after those of a finished run.
 
-    Exit codes: 0 done, 10 the gate rejected an update, 11 it could not decide, 130 interrupted
-    (--resume goes on).
+    Exit codes: 0 done, 10 the gate rejected an update, 11 it could not decide, 12 the rows drifted
+    and drift.stop ended the run, 130 interrupted (after both, --resume goes on).
     """
     _check(config, resume, earlier, output, force=force)
     from mergekit_cl.report.train import print_run, run_document

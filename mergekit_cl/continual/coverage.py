@@ -93,13 +93,13 @@ def _nothing_matches(
         which = protected or [*frozen, *absent]
         return MismatchError(
             "the Fisher of everything that is trained is 0, so nothing would be protected",
-            detail=_listed("parameters with a Fisher of 0", which),
+            detail=listed("parameters with a Fisher of 0", which),
             hint="compute the Fisher on rows that carry a loss",
         )
     found = (
-        _listed("in the protection, no parameter", absent),
-        _listed("in the protection, frozen", frozen),
-        _listed("trained, not in the protection", unprotected),
+        listed("in the protection, no parameter", absent),
+        listed("in the protection, frozen", frozen),
+        listed("trained, not in the protection", unprotected),
     )
     return MismatchError(
         "the protection reaches no trained parameter, so nothing would be protected",
@@ -108,7 +108,8 @@ def _nothing_matches(
     )
 
 
-def _listed(what: str, names: list[str] | tuple[str, ...]) -> str:
+def listed(what: str, names: list[str] | tuple[str, ...]) -> str:
+    """The first names and how many more there are; empty where there is none."""
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

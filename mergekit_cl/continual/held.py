@@ -80,7 +80,8 @@ class HeldBack:
     def measured(self, total: Total = lambda values: values) -> tuple[float, float]:
         """The penalty, and the sum of squares of the gradient it adds: how strong it is now.
 
-        total: adds up over processes, whose parts of sharded parameters these are.
+        total: adds up over processes where parameters are sharded: each has its part. Where every
+        process holds all of them there is nothing to add up.
         """
         value, square = total(list(penalty_sums(self._whole, self._protection, self.strength)))
         factors = [side for w in self._lowrank for one in w.factors for side in (one.a, one.b)]

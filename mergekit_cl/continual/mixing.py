@@ -56,6 +56,17 @@ def rows_of(batch: int, ratio: float, step: int) -> int:
     return _due(batch * _share(ratio), step)
 
 
+def fresh_rows(batch: int, ratio: float, kept: int, steps: int, *, first: int = 0) -> int:
+    """How many rows of `steps` batches, from step number `first` on, are new.
+
+    kept: rows that the buffer has to replay, which does not change meanwhile.
+    """
+    due = batch * _share(ratio)
+    if kept < due:  # then every step asks for at least as many as there are
+        return steps * (batch - kept)
+    return steps * batch - (floor((first + steps) * due) - floor(first * due))
+
+
 def draw(rows: Sequence[T], count: int, *, step: int, seed: int = 0) -> tuple[T, ...]:
     """`count` different rows, every set of them equally likely; all rows where there are fewer.
 

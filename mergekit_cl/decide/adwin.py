@@ -48,7 +48,23 @@ class Adwin:
             self.window = Histogram(self.window.per_size)
         return found
 
+    def statistic(self) -> float | None:
+        """Of the window as it is, looked at or not; None where it is too short to have parts."""
+        cuts = self._cuts()
+        return None if cuts is None else float(cuts.statistic.max())
+
     def _look(self) -> Crossing | None:
+        cuts = self._cuts()
+        if cuts is None:
+            return None
+        best = int(np.argmax(cuts.statistic))
+        if cuts.statistic[best] <= self.threshold:
+            return None
+        direction: Direction = "up" if cuts.difference[best] > 0 else "down"
+        found = float(cuts.statistic[best])
+        return Crossing(direction, found, self.threshold, int(cuts.newer[best]))
+
+    def _cuts(self) -> _Cuts | None:
         window = self.window
         counts = np.array(window.counts, dtype=np.int64)
         total = int(counts.sum())
@@ -59,11 +75,16 @@ class Adwin:
         sums = np.cumsum(window.sums)
         difference = (sums[-1] - sums[:-1]) / (total - older) - sums[:-1] / older
         found = cut_statistic(np.abs(difference), older, total, window.variance())
-        best = int(np.argmax(np.where(allowed, found, -np.inf)))
-        if found[best] <= self.threshold:
-            return None
-        direction: Direction = "up" if difference[best] > 0 else "down"
-        return Crossing(direction, float(found[best]), self.threshold, total - int(older[best]))
+        return _Cuts(np.where(allowed, found, -np.inf), difference, total - older)
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Each cut's statistic, difference of means (newer less older), and rows in the newer part."""
+
+    statistic: NDArray[np.float64]
+    difference: NDArray[np.float64]
+    newer: NDArray[np.int64]
 
 
 def cut_statistic(

@@ -58,12 +58,8 @@ class StateFile:
         """Read it. Raises InputError where it is missing, FormatError for anything else."""
         self.path = path.resolve()
         self._shown = str(path)
-        content = _read(path)
         self._stamp = _stamp(self.path)
-        beside = {key: content.pop(key) for key in ("column", "seen") if key in content}
-        watch = Watch.from_json(content, self._shown)
-        known = from_plain(_Beside, beside, self._shown)
-        self.state = State(watch, known.column, known.seen)
+        self.state = read_state(path)
 
     def save(self) -> None:
         """Write the state. Raises OutputError where another process has written there meanwhile."""
@@ -75,6 +71,15 @@ class StateFile:
             )
         write_state(self.path, self.state)
         self._stamp = _stamp(self.path)
+
+
+def read_state(path: Path) -> State:
+    """What lies at a path. Raises InputError where it is missing, FormatError for anything else."""
+    content = _read(path)
+    beside = {key: content.pop(key) for key in ("column", "seen") if key in content}
+    watch = Watch.from_json(content, str(path))
+    known = from_plain(_Beside, beside, str(path))
+    return State(watch, known.column, known.seen)
 
 
 def write_state(path: Path, state: State) -> None:

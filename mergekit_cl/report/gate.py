@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergekit_cl.decide.gate import Comparison
-from mergekit_cl.gating.gate import Judged
+from mergekit_cl.gating.gate import Judged, Verdict
 from mergekit_cl.gating.run import Outcome
 from mergekit_cl.report.amounts import duration, number
 from mergekit_cl.report.text import columns, log_line, print_lines, shown
@@ -43,6 +43,19 @@ def cells(one: Judged) -> tuple[str, ...]:
         number(found.alpha),
         f"{found.power:.0%}",
         found.decision,
+    )
+
+
+def look_line(verdict: Verdict, step: int) -> str:
+    """One look of a training run: the decision, and the comparison that it hangs on most."""
+    deciding = [one for one in verdict.judged if one.comparison.decision == verdict.decision]
+    worst = max(deciding, key=lambda one: one.comparison.delta)
+    found = worst.comparison
+    bounds = "unknown" if found.interval is None else " to ".join(map(signed, found.interval))
+    return (
+        f"gate at step {step}: {verdict.decision}; {shown(worst.suite)} against the "
+        f"{worst.against} {signed(found.delta)} nats per token, bounds {bounds}, "
+        f"margin {number(found.margin)}, power {found.power:.0%}"
     )
 
 

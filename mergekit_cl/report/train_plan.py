@@ -38,6 +38,7 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"{rows} rows are evaluated {plan['evaluation']['times']} times"
     if plan["gate"] is not None:
         yield from _gate(plan["gate"])
+    yield from (f"note: {shown(note)}" for note in plan["notes"])
     yield from (f"warning: {shown(warning)}" for warning in plan["warnings"])
 
 

@@ -12,7 +12,7 @@ import torch
 from fisher.batch import Batch
 from fisher.labels import softmaxes
 from mergekit_cl.decide.ratio import ratio
-from mergekit_cl.errors import DataError, InputError, MismatchError
+from mergekit_cl.errors import DataError, MismatchError, NonFiniteError
 from mergekit_cl.training.encode import Encoded, auto_batch_size, encode
 from mergekit_cl.training.model import architecture_of, build
 from mergekit_cl.training.rows import Row
@@ -80,8 +80,8 @@ def measure_suites(
 
     adapter: a PEFT folder whose update is added to the weights. like: the rows as another model
     reads them. Raises MismatchError where this one reads them otherwise (another tokenizer: losses
-    per token do not compare), DataError for unlabelled rows of a classifier, InputError where the
-    model's outputs are not finite.
+    per token do not compare), DataError for unlabelled rows of a classifier, NonFiniteError where
+    the model's outputs are not finite.
     """
     tokenizer = load_tokenizer(checkpoint.root)
     config = checkpoint.config or {}
@@ -155,7 +155,7 @@ def row_losses(
     """The loss of a model in eval mode on encoded rows, in their order.
 
     where: what is measured on what, for messages. advance: is told of rows as they are done. Raises
-    InputError where outputs are not finite.
+    NonFiniteError where outputs are not finite.
     """
     parameters = list(model.parameters())
     device = parameters[0].device
@@ -169,7 +169,7 @@ def row_losses(
             logits = model(**here.inputs).logits
             found = _row_nats(logits, here)
             if not bool(found.isfinite().all()):
-                raise InputError("the model's outputs are not finite", detail=where)
+                raise NonFiniteError("the model's outputs are not finite", detail=where)
             nats += found.tolist()
             tokens += (here.labels.reshape(len(here), -1) >= 0).sum(dim=1).tolist()
             if encoded.task == "classifier":

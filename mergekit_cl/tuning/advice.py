@@ -11,6 +11,7 @@ from mergekit_cl.tuning.schema import Config
 HIGH_RANK = 16
 OFTEN = 20
 CUT = 0.1
+FAR_OFF = 2.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Facts:
     """What rows and files say of a config.
 
     steps: of each task. validation: rows of each task, and of each suite, by name. classes: labels
-    of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many.
+    of each task of a classifier. cut, rows: how many rows to learn are truncated, of how many;
+    dropped: how many more are left out, having no token to learn.
     calibrations: measured over predicted loss of each sidecar, None where it has none. largest:
     the greatest entry of any sidecar. stored: dtypes of the model's file. goes_on: whether the run
     comes after another one's tasks. protected: whether that one kept their Fisher.
@@ -34,6 +36,7 @@ class Facts:
     stored: frozenset[str] = frozenset()
     goes_on: bool = False
     protected: bool = False
+    dropped: int = 0
 
 
 def advice(config: Config, facts: Facts) -> list[str]:
@@ -45,6 +48,25 @@ def advice(config: Config, facts: Facts) -> list[str]:
         *_gate(config, facts),
         *_rest(config, facts),
     ]
+
+
+def notes(config: Config, facts: Facts) -> list[str]:
+    """What is worth knowing and no warning: how far the diagonal was off where that is known."""
+    ewc = config.ewc
+    if ewc is None or not protects(config, goes_on=facts.goes_on):
+        return []
+    found = [
+        f"ewc.sidecars.{number} is calibrated: along its own fine-tune the loss rose "
+        f"{calibration:.3g} times as much as its diagonal predicts"
+        for number, calibration in enumerate(facts.calibrations)
+        if calibration is not None and calibration <= FAR_OFF
+    ]
+    if len(config.task) > 1 or facts.goes_on:
+        found.append(
+            "the Fisher that a run takes of its own tasks is not calibrated: what its diagonal "
+            "misses is not known in nats"
+        )
+    return found
 
 
 def _forgetting(config: Config, facts: Facts) -> Iterator[str]:
@@ -98,7 +120,7 @@ def _ewc(config: Config, facts: Facts) -> Iterator[str]:
                 f"ewc.sidecars.{number} is not calibrated: a diagonal misses interactions of "
                 "weights, and by how much is not known here; clmerge fisher --base measures it"
             )
-        elif calibration > 2:
+        elif calibration > FAR_OFF:
             yield (
                 f"the diagonal of ewc.sidecars.{number} misses interactions of weights: along its "
                 f"own fine-tune the loss rose {calibration:.3g} times as much as it predicts"
@@ -174,6 +196,12 @@ def _rest(config: Config, facts: Facts) -> Iterator[str]:
         yield (
             f"{facts.cut} of {facts.rows} rows are cut at {config.batch.max_length} tokens "
             "(batch.max_length): their ends are never learned"
+        )
+    if facts.dropped:
+        yield (
+            f"{facts.dropped} of {facts.rows + facts.dropped} rows are left out: nothing to learn "
+            f"in their first {config.batch.max_length} tokens (batch.max_length), which the prompt "
+            "may fill"
         )
     if config.lora is None and facts.stored & {"BF16", "F16"}:
         yield (

@@ -37,7 +37,7 @@ def begin(config: Config, prepared: Prepared) -> Live:
     if prepared.protection is not None:
         live.protection = placed(prepared.protection, live)
         live.protected = 1
-        live.estimator = prepared.estimator
+        live.fishers = prepared.fishers
     if config.drift is not None:
         live.stream = stream_of(config.drift)
     return live

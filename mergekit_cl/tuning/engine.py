@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergekit_cl.errors import OptionError
+from mergekit_cl.launched import launched
 from mergekit_cl.tuning.schema import Config
 
 if TYPE_CHECKING:
@@ -99,17 +100,37 @@ class Engine:
         here = torch.tensor(values, dtype=torch.float64, device=self.device)
         return [float(value) for value in self.accelerator.reduce(here, "sum")]
 
-    def begin_tracking(self, settings: Mapping[str, Any]) -> None:
-        """Tell the trackers what is trained, if there are any."""
-        if self.tracked:
-            plain = {key: str(value) for key, value in settings.items()}
-            self.accelerator.init_trackers("clmerge", config=plain)
+    def total_of_shards(self, values: list[float]) -> list[float]:
+        """Sums over the parts of weights that processes hold; as they are where each holds all."""
+        return self.total(values) if self.sharded else values
 
-    def track(self, said: Mapping[str, Any], step: int) -> None:
-        """Pass the numbers of a step on to the trackers, if there are any."""
+    def begin_tracking(self, settings: Mapping[str, Any]) -> None:
+        """Tell the trackers, if there are any, what is trained; raises OptionError if one fails."""
+        if not self.tracked:
+            return
+        plain = {key: str(value) for key, value in settings.items()}
+        try:
+            self.accelerator.init_trackers("clmerge", config=plain)
+        except Exception as error:  # a service's own: it may not know us, or not be reached
+            names = ", ".join(tracker.name for tracker in self.accelerator.trackers)
+            self.end_tracking()
+            raise OptionError(
+                "a tracker cannot begin",
+                detail=f"trackers: {names}: {error!r:.160}",
+                hint="mend that, or leave it out and --resume: metrics.jsonl has everything",
+            ) from error
+
+    def track(self, numbers: Mapping[str, float], count: int) -> None:
+        """Pass numbers on to the trackers, if there are any. count: must never fall."""
         if self.tracked:
-            numbers = {k: v for k, v in said.items() if isinstance(v, (int, float))}
-            self.accelerator.log(numbers, step=step)
+            self.accelerator.log(dict(numbers), step=count)
+
+    def end_tracking(self) -> None:
+        """Let the trackers go; one that never began has nothing to end."""
+        while self.accelerator.trackers:
+            tracker = self.accelerator.trackers.pop()
+            with suppress(Exception):
+                tracker.finish()
 
     def exchange(self, said: Any) -> list[Any]:
         """What every process says, by rank; a collective."""
@@ -149,6 +170,26 @@ def shard(module: nn.Module) -> None:
 
 
 @contextmanager
+def together(several: bool) -> Iterator[None]:
+    """Within, the processes that a launcher started stay joined, whatever engines come and go.
+
+    several: whether more than one run comes. A group that is left and joined again would look for
+    the others where they were the first time: the launcher's store still has those addresses.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    if not several or launched().world == 1 or torch.distributed.is_initialized():
+        yield
+        return
+    PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(True)
+
+
+@contextmanager
 def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[Engine]:
     """Join the processes of this run, if a launcher started several, and leave them again.
 
@@ -158,6 +199,7 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
+    stays = launched().world > 1 and torch.distributed.is_initialized()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(config.trackers) or None,
@@ -174,6 +216,8 @@ def engine(config: Config, folder: Path, *, unused: bool = False) -> Iterator[En
         # holder, it would wait for the group's threads while they wait for the interpreter.
         joined.module = None
         accelerator.free_memory()
-        accelerator.end_training()
+        joined.end_tracking()
+        if not stays:
+            accelerator.end_training()
         # It is kept as one for the whole program, which may train again.
         AcceleratorState._reset_state(True)

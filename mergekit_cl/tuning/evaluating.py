@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+from mergekit_cl.errors import NonFiniteError
 from mergekit_cl.training.encode import Encoded
 from mergekit_cl.training.loss import RowLosses, row_losses
 from mergekit_cl.tuning.engine import Engine
@@ -41,10 +42,17 @@ def _losses(
         # Sharded models compute together: each process takes all rows.
         return row_losses(live.tuned.module, encoded, where=where, advance=advance)
     mine = replace(encoded, rows=encoded.rows[engine.rank :: engine.world])
-    found = None
-    if mine.rows:
-        found = row_losses(live.tuned.module, mine, where=where, advance=advance)
-    return _joined(encoded, [one for one in engine.exchange(found) if one is not None])
+    found: RowLosses | NonFiniteError | None = None
+    try:
+        if mine.rows:
+            found = row_losses(live.tuned.module, mine, where=where, advance=advance)
+    except NonFiniteError as error:
+        found = error  # said to the others, who would wait for this process's losses
+    parts = engine.exchange(found)
+    for part in parts:
+        if isinstance(part, NonFiniteError):
+            raise part
+    return _joined(encoded, [one for one in parts if one is not None])
 
 
 def _joined(encoded: Encoded, parts: list[RowLosses]) -> RowLosses:

@@ -17,6 +17,7 @@ from mergekit_cl.gating.losses import Measured, Model
 from mergekit_cl.gating.rowsfile import write_rows
 from mergekit_cl.gating.run import Outcome, Rule, decide_measured
 from mergekit_cl.output.durable import write_durably
+from mergekit_cl.report.gate import look_line
 from mergekit_cl.training.encode import Encoded
 from mergekit_cl.training.loss import RowLosses, measure_suites
 from mergekit_cl.training.rows import data_digest
@@ -92,6 +93,7 @@ def look(session: Session, live: Live, *, last: bool) -> tuple[Decision, bool]:
         text = json.dumps(said, indent=2, sort_keys=True, allow_nan=False)
         write_durably(session.folder.verdicts / f"{name}.json", f"{text}\n".encode())
         write_rows(session.folder.verdicts / f"{name}.rows.jsonl", measured)
+    session.tell(look_line(found, live.position.steps))
     back = dropped or found.decision == "reject"
     if back:
         _take_back(session, live, found)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from fisher.accumulator import Accumulator, Estimate
-from mergekit_cl.errors import DataError, MismatchError
+from mergekit_cl.errors import ClmergeError, DataError, MismatchError, NonFiniteError
 from mergekit_cl.estimating.prepare import default_estimator
 from mergekit_cl.training.choose import Choice, choose
 from mergekit_cl.training.encode import Encoded, auto_batch_size
@@ -18,7 +18,11 @@ from mergekit_cl.tuning.model import Tuned, file_name
 from mergekit_cl.tuning.schema import Config, Estimator
 from mergekit_cl.tuning.session import Session
 
+if TYPE_CHECKING:
+    from fisher.errors import FisherError
+
 SAMPLES = 256
+UNIT = "per_example"
 
 
 def samples_of(session: Session) -> int:
@@ -40,15 +44,16 @@ def estimator_of(config: Config, tuned: Tuned) -> str:
 def check_estimator(config: Config, live: Live) -> None:
     """Raise MismatchError where the run's Fishers would be added to others of another estimator."""
     mine = estimator_of(config, live.tuned)
-    if config.ewc is None or live.estimator in (None, mine):
+    other = next((known for known, _ in live.fishers if known != mine), None)
+    if config.ewc is None or other is None:
         return
-    hint = f'ewc.estimator = "{live.estimator}"'
-    if live.estimator not in get_args(Estimator):
+    hint = f'ewc.estimator = "{other}"'
+    if other not in get_args(Estimator):
         hint = f"clmerge fisher --estimator {mine} makes one that can be added to"
     raise MismatchError(
         "what is protected was estimated in another way than this run's Fishers, so their numbers "
         "do not add up",
-        detail=f"{live.estimator} of earlier tasks, {mine} of these",
+        detail=f"{other} of earlier tasks, {mine} of these",
         hint=hint,
     )
 
@@ -59,7 +64,8 @@ def estimate_fisher(
     """The Fisher diagonal at the model as it is, under the names of its parameters without adapter.
 
     everything: of an adapted model all weights, not only those that are moved. By all processes,
-    each with its share of the rows. Raises DataError where a row gives no finite gradient.
+    each with its share of the rows. Raises NonFiniteError, in all processes, where the
+    model's outputs are not finite, and DataError for rows that give no gradient.
     """
     from fisher.errors import FisherError
 
@@ -70,6 +76,7 @@ def estimate_fisher(
         mine = replace(encoded, rows=encoded.rows[engine.rank :: engine.world])
     advance = session.progress(title, len(mine.rows), "rows")
     wanted = whole_weights(live.tuned, everything=everything)
+    failed: FisherError | None = None
     with folded(live.tuned):
         try:
             accumulator = Accumulator(
@@ -82,9 +89,10 @@ def estimate_fisher(
                 accumulator.add(batch)
                 advance(len(batch))
         except FisherError as error:
-            raise DataError(
-                "the Fisher of a task cannot be taken", detail=f"{title}: {error}"
-            ) from error
+            failed = error  # said to the others, who would wait for this process's sums
+        for one in engine.exchange(failed):
+            if one is not None:
+                raise _refused(one, title) from one
         engine.settle()
         if engine.world > 1:
             from fisher.distributed import reduce_sums
@@ -92,6 +100,13 @@ def estimate_fisher(
             reduce_sums(accumulator)
         estimate = accumulator.finish()
     return _without_adapter(estimate), encoded
+
+
+def _refused(error: FisherError, title: str) -> ClmergeError:
+    from fisher.errors import DivergedError
+
+    kind = NonFiniteError if isinstance(error, DivergedError) else DataError
+    return kind("the Fisher of a task cannot be taken", detail=f"{title}: {error}")
 
 
 def _without_adapter(estimate: Estimate) -> Estimate:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mergekit_cl.continual.combining import add_protections, decay_protection
 from mergekit_cl.continual.ewc import Protection
 from mergekit_cl.tuning.folding import folded
-from mergekit_cl.tuning.importance import choose_rows, estimate_fisher
+from mergekit_cl.tuning.importance import UNIT, choose_rows, estimate_fisher
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.model import file_name
 from mergekit_cl.tuning.session import Session
@@ -29,7 +29,6 @@ def keep_task(session: Session, live: Live) -> None:
     choice = choose_rows(session, task.train.values())
     title = f"fisher of {task.name}"
     estimate, _ = estimate_fisher(session, live, choice, everything=False, title=title)
-    live.estimator = estimate.estimator
     new = Protection(estimate.diagonal, _anchor(live, estimate.diagonal.keys()))
     if live.protection is None:
         live.protection = new
@@ -38,6 +37,7 @@ def keep_task(session: Session, live: Live) -> None:
     else:
         live.protection = decay_protection(live.protection, new, settings.gamma)
     live.protected += 1
+    live.fishers = tuple(sorted({*live.fishers, (estimate.estimator, UNIT)}))
 
 
 def _anchor(live: Live, names: Collection[str]) -> dict[str, Tensor]:

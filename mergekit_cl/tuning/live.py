@@ -74,9 +74,9 @@ class Live:
     """The parts of a run that a state on the disk holds.
 
     tracks: what averages of other half-lives are made of afterwards. protection: of earlier tasks,
-    by the names that parameters have without an adapter; protected: how often it changed;
-    estimator: of its Fisher, None where there is none. realised: what was replayed in the task at
-    work. stream: the drift detector. history, record, stream: survive a rejection.
+    by the names that parameters have without an adapter; protected: how often it changed; fishers:
+    (estimator, unit) of each kind of Fisher in it. realised: what was replayed in the task at work.
+    stream: the drift detector. history, record, stream: survive a rejection.
     """
 
     tuned: Tuned
@@ -87,7 +87,7 @@ class Live:
     buffer: Buffer | None = None
     protection: Protection | None = None
     protected: int = 0
-    estimator: str | None = None
+    fishers: tuple[tuple[str, str], ...] = ()
     realised: Realised = field(default_factory=Realised)
     stream: Stream | None = None
     history: History = field(default_factory=History)

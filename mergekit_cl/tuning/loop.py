@@ -83,7 +83,8 @@ def take_step(
         raise NonFiniteError(
             "the loss or its gradient is no longer a number",
             detail=f"task {mixture.task}, step {now.step}: "
-            f"loss {sums[0] / batch.fresh_tokens:.4g}, gradient norm {norm:.4g}",
+            f"loss {sum(sums) / (batch.fresh_tokens + batch.replayed_tokens):.4g}, "
+            f"gradient norm {norm:.4g}",
             hint="a smaller optimizer.learning_rate, or more optimizer.warmup",
         )
     held = penalty.before(norm, now.steps)

@@ -32,6 +32,20 @@ class Log:
             line = json.dumps(entry, sort_keys=True, allow_nan=False)
             self._file.write(f"{line}\n".encode())
 
+    @property
+    def lines(self) -> int:
+        """How many there are, those of the file as it was found included."""
+        if self._file is None:
+            return 0
+        self.flush()
+        with Path(self._file.name).open("rb") as written:
+            return sum(1 for _ in written)
+
+    def flush(self) -> None:
+        """Hand what was written to the system: it outlives this process."""
+        if self._file is not None:
+            self._file.flush()
+
     def sync(self) -> None:
         """Force what was written to the disk, as a state is about to count on it."""
         if self._file is not None:

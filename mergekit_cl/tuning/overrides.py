@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mergekit_cl.errors import OptionError
 from mergekit_cl.tuning.keys import KeyPath, Node, at, child, choices, is_table, nearest, shown
+from mergekit_cl.tuning.words import value_shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,11 +25,16 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+SHORT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.)([eE][-+]?[0-9]+)?")
+"""A number that YAML and people write, and TOML does not: `.5`, `1.`."""
+
+
 def parse_set(text: str, schema: Node) -> tuple[KeyPath, Any]:
     """(path, value) of a `KEY=VALUE`; raises OptionError for a key that no config has.
 
-    The value is TOML's, a bare word or path is text, a bare list is one of such values, and `null`
-    takes out what may be absent. Where the key takes text alone, or a list of it, so it is read.
+    The value is TOML's, also with no digit on one side of a number's point; a bare word or path is
+    text, a bare list is one of such values, and `null` takes out what may be absent. Where the key
+    takes text alone, or a list of it, so it is read.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -45,12 +52,24 @@ def put(content: dict[str, Any], path: KeyPath, value: Any, text: str) -> None:
         if isinstance(key, int):
             here = here[_position(here, path[: depth + 1], text)]
             continue
+        _check_table(here, path[:depth], text)
         inner = here.get(key)
         if not isinstance(inner, (dict, list)):
             inner = here[key] = {}
         here = inner
     last = path[-1]
+    if not isinstance(last, int):
+        _check_table(here, path[:-1], text)
     here[_position(here, path, text) if isinstance(last, int) else last] = value
+
+
+def _check_table(here: Any, path: KeyPath, text: str) -> None:
+    if not isinstance(here, dict):
+        raise OptionError(
+            "a --set needs a table where the config has something else",
+            detail=f"--set {text}: {shown(path)} is {value_shown(here)}",
+            hint=f"[{shown(path)}] in TOML, not [[{shown(path)}]]",
+        )
 
 
 def _position(values: Any, path: KeyPath, text: str) -> int:
@@ -130,7 +149,7 @@ def _parsed(text: str) -> Any:
         return found["value"]
     if text.startswith("[") and text.endswith("]"):
         return [_parsed(part.strip()) for part in text[1:-1].split(",") if part.strip()]
-    return text
+    return float(text) if SHORT.fullmatch(text) else text
 
 
 def _fits(value: Any, node: Node) -> bool:

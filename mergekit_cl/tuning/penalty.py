@@ -20,7 +20,7 @@ Total = Callable[[list[float]], list[float]]
 
 @dataclass(frozen=True)
 class Penalty:
-    """What holds the steps of a task back; held: None where nothing does. total: over processes."""
+    """What holds the steps of a task back; held: None where nothing does. total: over shards."""
 
     held: HeldBack | None
     total: Total

@@ -17,14 +17,14 @@ from mergekit_cl.training.architecture import Task as Kind
 from mergekit_cl.training.model import architecture_of
 from mergekit_cl.training.rows import Row
 from mergekit_cl.training.tokenizer import load_tokenizer
-from mergekit_cl.tuning.advice import Facts, advice
+from mergekit_cl.tuning.advice import Facts, advice, notes
 from mergekit_cl.tuning.continuing import check_continued
 from mergekit_cl.tuning.counting import count_weights
 from mergekit_cl.tuning.earlier import judged_before
 from mergekit_cl.tuning.footprint import Footprint, footprint, snapshots
+from mergekit_cl.tuning.lengths import Length, lengths_of
 from mergekit_cl.tuning.preparing import gate_suites
 from mergekit_cl.tuning.rundir import RunFolder
-from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config, Gate
 from mergekit_cl.tuning.spread import measure_spread
 from mergekit_cl.tuning.state import protected_tasks
@@ -62,10 +62,8 @@ def plan_training(
         tasks = read_tasks(config, reader, held_out)
         counts = count_weights(config, checkpoint)
         held = footprint(config, counts, goes_on=kept)
-        steps = tuple(
-            steps_of(settings, len(task.encoded), config.batch.rows)
-            for settings, task in zip(config.task, tasks, strict=True)
-        )
+        lengths = lengths_of(config, tasks, None if earlier is None else RunFolder(earlier))
+        steps = tuple(length.steps for length in lengths)
         judged = {task.name: tuple(task.validation.values()) for task in tasks if task.validation}
         measured = {name: len(rows) for name, rows in (before | judged).items()}
         evaluated = measured | {name: len(rows) for name, rows in others.items()}
@@ -77,7 +75,7 @@ def plan_training(
             gate = _gate(config.gate, evaluated, steps, spread)
         kept_averages = snapshots(config, counts.trained, sum(steps))
         facts = facts_of(config, checkpoint, kind, tasks, steps, evaluated)
-        warnings = advice(config, replace(facts, goes_on=earlier is not None, protected=kept))
+        facts = replace(facts, goes_on=earlier is not None, protected=kept)
     return {
         "command": "train",
         "model": config.model,
@@ -86,17 +84,18 @@ def plan_training(
         "memory_bytes": held.to_json(),
         "disk_bytes": _disk(config, checkpoint, held) + kept_averages.bytes,
         "snapshots": asdict(kept_averages),
-        "tasks": [_task(task, count, config) for task, count in zip(tasks, steps, strict=True)],
+        "tasks": [_task(task, length) for task, length in zip(tasks, lengths, strict=True)],
         "steps": sum(steps),
         "trials": len(values_to_try(config.ewc)),
         "buffer_rows": _buffer(config, tasks),
         "evaluation": {"rows": measured, "times": len(tasks) + 1},
         "gate": gate,
-        "warnings": [*warnings, *_lacking(held)],
+        "notes": notes(config, facts),
+        "warnings": [*advice(config, facts), *_lacking(held)],
     }
 
 
-def _task(task: TaskRows, steps: int, config: Config) -> dict[str, Any]:
+def _task(task: TaskRows, length: Length) -> dict[str, Any]:
     rows = task.encoded.values()
     return {
         "name": task.name,
@@ -104,8 +103,8 @@ def _task(task: TaskRows, steps: int, config: Config) -> dict[str, Any]:
         "tokens": sum(len(row.ids) for row in rows),
         "truncated": task.truncated,
         "validation_rows": len(task.validation),
-        "steps": steps,
-        "epochs": round(steps * config.batch.rows / len(rows), 3),
+        "steps": length.steps,
+        "epochs": round(length.epochs, 3),
     }
 
 
@@ -189,6 +188,7 @@ def facts_of(
         steps=steps,
         rows=sum(len(task.encoded) for task in tasks),
         cut=sum(task.truncated for task in tasks),
+        dropped=sum(task.dropped for task in tasks),
         validation=evaluated,
         classes=classes,
         calibrations=tuple(one.get("calibration") for one in metadata),

@@ -22,11 +22,12 @@ from mergekit_cl.training.tokenizer import load_tokenizer
 from mergekit_cl.tuning.earlier import Judged
 from mergekit_cl.tuning.footprint import averages, snapshots
 from mergekit_cl.tuning.inputs import describe_inputs
+from mergekit_cl.tuning.lengths import lengths_of
 from mergekit_cl.tuning.model import Tuned, build_base, build_tuned
-from mergekit_cl.tuning.protecting import protection_from_sidecars
-from mergekit_cl.tuning.schedule import steps_of
+from mergekit_cl.tuning.protecting import kinds_of, protection_from_sidecars
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.taskrows import CHARACTERS_PER_TOKEN, Reader, TaskRows, read_tasks
+from mergekit_cl.tuning.watching import stream_of
 
 if TYPE_CHECKING:
     from mergekit_cl.continual.ewc import Protection
@@ -43,7 +44,7 @@ class Prepared:
 
     base: digest of the weights it begins with; inputs: of all it begins with. judged: rows that
     tasks are judged by, of earlier runs first; extra: those of the gate's own suites. protection:
-    from sidecars, whose estimator is `estimator`.
+    from sidecars, and fishers: (estimator, unit) of each kind of those.
     """
 
     tuned: Tuned
@@ -54,7 +55,7 @@ class Prepared:
     judged: Judged
     extra: Judged
     protection: Protection | None
-    estimator: str | None
+    fishers: tuple[tuple[str, str], ...]
 
     @property
     def held_out(self) -> set[str]:
@@ -73,8 +74,10 @@ def prepare(config: Config, checkpoint: Checkpoint, before: Judged) -> Prepared:
     """
     _check_combinations(config)
     check_gate(config)
+    if config.drift is not None:
+        stream_of(config.drift)  # a state that cannot be read is refused before anything is trained
     built = build_base(checkpoint)
-    protection, estimator = _protection(config, built)
+    protection, fishers = _protection(config, built)
     tuned = build_tuned(config, checkpoint, built)
     batch = config.batch
     reader = Reader(
@@ -92,7 +95,7 @@ def prepare(config: Config, checkpoint: Checkpoint, before: Judged) -> Prepared:
         )
     base = digest_of(checkpoint)
     inputs = describe_inputs(config, base, tasks, extra)
-    return Prepared(tuned, reader, tasks, base, inputs, judged, extra, protection, estimator)
+    return Prepared(tuned, reader, tasks, base, inputs, judged, extra, protection, fishers)
 
 
 def check_gate(config: Config) -> None:
@@ -112,10 +115,7 @@ def check_disk(config: Config, prepared: Prepared, checkpoint: Checkpoint, root:
     """Raise OutputError where states and output would not fit on the disk."""
     trained = sum(parameter.numel() for parameter in prepared.tuned.trained().values())
     needed = 4 * trained * (3 + averages(config)) * GENERATIONS
-    steps = sum(
-        steps_of(settings, len(task.encoded), config.batch.rows)
-        for settings, task in zip(config.task, prepared.tasks, strict=True)
-    )
+    steps = sum(length.steps for length in lengths_of(config, prepared.tasks))
     needed += snapshots(config, trained, steps).bytes
     if config.ewc is not None:
         needed += 2 * 4 * prepared.tuned.built.parameters * 2
@@ -147,10 +147,12 @@ def _check_combinations(config: Config) -> None:
         )
 
 
-def _protection(config: Config, built: BuiltModel) -> tuple[Protection | None, str | None]:
-    """What sidecars hold back, and their estimator."""
+def _protection(
+    config: Config, built: BuiltModel
+) -> tuple[Protection | None, tuple[tuple[str, str], ...]]:
+    """What sidecars hold back, and of which kinds they are."""
     if config.ewc is None or not config.ewc.sidecars:
-        return None, None
+        return None, ()
     pairs = zip(config.ewc.sidecars, config.ewc.anchors, strict=True)
     with ExitStack() as stack:
         earlier = []
@@ -160,7 +162,7 @@ def _protection(config: Config, built: BuiltModel) -> tuple[Protection | None, s
             earlier.append((opened, stack.enter_context(open_checkpoint(anchor))))
         settings = config.ewc
         whole = protection_from_sidecars(built, earlier, mode=settings.mode, gamma=settings.gamma)
-        return whole, str(earlier[0][0].metadata["estimator"])
+        return whole, kinds_of(sidecar for sidecar, _ in earlier)
 
 
 def gate_suites(config: Config) -> Judged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -43,6 +43,12 @@ def protection_from_sidecars(
         else:
             whole = decay_protection(whole, new, gamma)
     return whole
+
+
+def kinds_of(sidecars: Iterable[Sidecar]) -> tuple[tuple[str, str], ...]:
+    """(estimator, unit) of each kind of Fisher there is, without which no lambda means anything."""
+    said = [sidecar.metadata for sidecar in sidecars]
+    return tuple(sorted({(str(one["estimator"]), str(one["unit"])) for one in said}))
 
 
 def protection_from_sidecar(built: BuiltModel, sidecar: Sidecar, anchor: Checkpoint) -> Protection:

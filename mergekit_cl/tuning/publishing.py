@@ -10,6 +10,8 @@ from typing import Any
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.digesting import checkpoint_digests
+from mergekit_cl.drifting.rows import COLUMN
+from mergekit_cl.drifting.statefile import State
 from mergekit_cl.manifest import FORMAT, describe_input, versions, write_json
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.output.staging import Staging
@@ -49,7 +51,8 @@ def _write(session: Session, live: Live, out: Path, side: Path) -> None:
         if live.buffer is not None:
             save_buffer(live.buffer, side)
         if live.stream is not None and live.stream.watch is not None:
-            write_json(side / "drift.json", live.stream.watch.to_json())
+            state = State(live.stream.watch, COLUMN)
+            write_json(side / "drift.json", state.to_json())
         if live.history.verdicts:
             write_json(side / "verdict.json", live.history.verdicts[-1])
     session.engine.wait()

@@ -16,7 +16,7 @@ from mergekit_cl.launched import launched
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.report.html.run_page import write_run_page
 from mergekit_cl.report.progress import Start, no_progress
-from mergekit_cl.tuning.advice import advice
+from mergekit_cl.tuning.advice import advice, notes
 from mergekit_cl.tuning.beginning import begin, go_on
 from mergekit_cl.tuning.continuing import (
     Earlier,
@@ -27,10 +27,17 @@ from mergekit_cl.tuning.continuing import (
     earlier_run,
     is_continued,
 )
-from mergekit_cl.tuning.earlier import check_inputs, has_inputs, judged_before, write_inputs
-from mergekit_cl.tuning.engine import Engine, check_trackers, engine
+from mergekit_cl.tuning.earlier import (
+    Judged,
+    check_inputs,
+    has_inputs,
+    judged_before,
+    write_inputs,
+)
+from mergekit_cl.tuning.engine import Engine, check_trackers, engine, together
 from mergekit_cl.tuning.gatekeeping import measure_anchor
 from mergekit_cl.tuning.importance import check_estimator
+from mergekit_cl.tuning.lengths import lengths_of
 from mergekit_cl.tuning.live import Live
 from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.metrics import Log
@@ -41,11 +48,10 @@ from mergekit_cl.tuning.publishing import publish
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.resuming import check_same_config, is_same_config
 from mergekit_cl.tuning.rundir import RunFolder, begin_run, check_free, end_run
-from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session, Tell
 from mergekit_cl.tuning.state import load_state, pointer, protected_tasks
-from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of
+from mergekit_cl.tuning.strength import Learned, keep_strength, strength_of, values_to_try
 from mergekit_cl.tuning.tasks import measure, run_task
 
 
@@ -104,23 +110,23 @@ def train(
             before = None if pointer(folder.state) else earlier  # else it was taken over already
             if before is not None:
                 check_unchanged(before)
+        tries = resume is None and bool(values_to_try(config.ewc))
+        stack.enter_context(together(several=tries))
         strength = strength_of(
             config,
             folder,
             resume=resume is not None,
             continues=earlier is not None,
+            judged=_foreseen(config, folder, judged, before, tell) if tries else (),
             learn=lambda trial: _learn(trial, continue_from, progress),
             tell=tell,
         )
         checkpoint = stack.enter_context(open_checkpoint(config.model))
-        prepared = prepare(config, checkpoint, judged)
+        prepared = _prepared(config, folder, checkpoint, judged, before)
         inputs = {**prepared.inputs, "earlier": None if earlier is None else earlier.digest}
         if resume is not None:
             inputs = check_inputs(folder, inputs)
-        if before is not None and prepared.tuned.adapted:
-            check_same_base(before.folder, prepared.base)
-        check_disk(config, prepared, checkpoint, folder.root)
-        if resume is None:
+        elif not tries:
             _warn(config, prepared, checkpoint, before, tell)
         unused = launched().world > 1 and has_unused(prepared.tuned, prepared.tasks[0])
         caught = stack.enter_context(deferred_interrupts())
@@ -160,6 +166,7 @@ def train(
 def _run(session: Session, live: Live) -> Outcome:
     """The whole run from where its state is, or from the beginning."""
     state = session.folder.state
+    session.taken = session.times.lines
     try:
         if pointer(state):
             session.log.cut(load_state(state, live))
@@ -190,6 +197,34 @@ def _run(session: Session, live: Live) -> Outcome:
         write_run_page(session.folder.root, outcome.decision)
         end_run(session.folder, _record(outcome))
     return outcome
+
+
+def _prepared(
+    config: Config,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    judged: Judged,
+    before: Earlier | None,
+) -> Prepared:
+    """What a run is made of, once all that can be refused has been."""
+    prepared = prepare(config, checkpoint, judged)
+    if before is not None and prepared.tuned.adapted:
+        check_same_base(before.folder, prepared.base)
+    check_disk(config, prepared, checkpoint, folder.root)
+    return prepared
+
+
+def _foreseen(
+    config: Config, folder: RunFolder, judged: Judged, before: Earlier | None, tell: Tell
+) -> frozenset[str]:
+    """Refuse and warn ahead of trials, which take long and lack what these speak of.
+
+    Gives the names of tasks with held-out rows. The model that is built for it is let go again.
+    """
+    with open_checkpoint(config.model) as checkpoint:
+        prepared = _prepared(config, folder, checkpoint, judged, before)
+        _warn(config, prepared, checkpoint, before, tell)
+        return frozenset(prepared.judged)
 
 
 def _repeated(folder: RunFolder, config: Config, continue_from: Path | None) -> Outcome | None:
@@ -309,15 +344,16 @@ def _warn(
 ) -> None:
     """Say what is likely to go wrong, while it costs nothing to stop."""
     rows = {name: len(found) for name, found in {**prepared.judged, **prepared.extra}.items()}
-    steps = tuple(
-        steps_of(settings, len(task.encoded), config.batch.rows)
-        for settings, task in zip(config.task, prepared.tasks, strict=True)
-    )
+    folder = None if before is None else before.folder
+    steps = tuple(length.steps for length in lengths_of(config, prepared.tasks, folder))
     kind = prepared.tuned.built.kind
     facts = facts_of(config, checkpoint, kind, prepared.tasks, steps, rows)
     kept = before is not None and protected_tasks(before.folder.state) > 0
-    for line in advice(config, replace(facts, goes_on=before is not None, protected=kept)):
+    facts = replace(facts, goes_on=before is not None, protected=kept)
+    for line in advice(config, facts):
         tell(f"warning: {line}")
+    for line in notes(config, facts):
+        tell(f"note: {line}")
 
 
 def _silent(text: str) -> None:

@@ -20,6 +20,7 @@ from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.snapshots import drop_later, write_snapshot
 from mergekit_cl.tuning.state import save_state
 from mergekit_cl.tuning.taskrows import Reader, TaskRows
+from mergekit_cl.tuning.tracking import numbers_of
 
 Tell = Callable[[str], None]
 
@@ -30,7 +31,8 @@ class Session:
 
     suites: rows that models are judged by, {task: rows}, of this run and of those before it; extra:
     the gate's own. judged: all of them as they were read. inputs: digests of all it begins with.
-    strength: lambda, as a number. caught: the signal that arrived, or None.
+    strength: lambda, as a number. caught: the signal that arrived, or None. taken: steps of this
+    run so far, those too that a rejection or a resumption took back.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Session:
     progress: Start
     tell: Tell
     caught: Callable[[], int | None]
+    taken: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -57,9 +60,16 @@ class Session:
         return {row.id for rows in self.judged.values() for row in rows}
 
     def write(self, live: Live, kind: str, **values: object) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl, whose numbers go to trackers too."""
         where = {"kind": kind, "task": self.tasks[live.position.task].name}
         self.log.write({**where, "step": live.position.steps, **values})
+        self.engine.track(numbers_of(kind, values), self.taken)
+
+    def count_step(self, live: Live, seconds: float) -> None:
+        """One more step was taken; its time goes to times.jsonl, which is never cut."""
+        self.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
+        self.times.flush()
+        self.taken += 1
 
     def rows(self, title: str, suites: Mapping[str, Encoded]) -> Advance:
         """Progress over all rows of some suites."""

@@ -191,7 +191,7 @@ def _write(
         "position": live.position.to_json(),
         "realised": asdict(live.realised),
         **numbers,
-        "estimator": live.estimator,
+        "fishers": live.fishers,
         "average": average,
         "tracks": [{"sigma_rel": one.sigma_rel, "step": one.step} for one in live.tracks],
         "lines": lines,
@@ -260,7 +260,7 @@ def _restore(live: Live, place: Path, values: dict[str, Any]) -> None:
         live.average.load_state_dict({**values["average"], "tensors": held})
     _restore_tracks(live, place, values["tracks"])
     live.protection, live.protected = None, values["protected"]
-    live.estimator = values["estimator"]
+    live.fishers = tuple((estimator, unit) for estimator, unit in values["fishers"])
     if (place / "protection.safetensors").is_file():
         live.protection = placed(_protection(read("protection.safetensors")), live)
     if (place / ROWS).is_file():

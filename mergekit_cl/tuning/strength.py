@@ -7,8 +7,9 @@ command goes on after an interruption with the trials that are left.
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +54,27 @@ class Strength:
 
 
 def strength_of(
-    config: Config, folder: RunFolder, *, resume: bool, continues: bool, learn: Learn, tell: Tell
+    config: Config,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    continues: bool,
+    judged: Collection[str],
+    learn: Learn,
+    tell: Tell,
 ) -> Strength:
     """The lambda that a config asks for; trains for it where that is "auto".
 
     resume: what was found when the run began holds. continues: earlier tasks come with another
-    run, and rows to judge them by. learn: trains one config into its output, anew. Raises
-    OptionError where nothing can be found out, with what is lacking.
+    run. judged: tasks of both that have held-out rows. learn: trains one config into its output,
+    anew. Raises OptionError where nothing can be found out, with what is lacking.
     """
     ewc = config.ewc
     if ewc is None or ewc.strength != "auto":
         return Strength(0.0 if ewc is None else float(ewc.strength))
     if resume:
         return _found(folder)
-    tasks = tasks_to_try(config, ewc, continues=continues)
+    tasks = tasks_to_try(config, ewc, continues=continues, judged=judged)
     if ewc.auto.budget is not None:
         _check_calibrated(ewc)
     place = _place(folder)
@@ -74,9 +82,14 @@ def strength_of(
     done = _read(place, recipe)
     values = values_to_try(ewc)
     tell(f"trying {len(values)} values of lambda on {', '.join(task.name for task in tasks)}")
+    before: Path | None = None
     for value in values:
         if value not in [trial.strength for trial in done]:
-            done.append(_tried(trial_config(config, ewc, value, tasks, place), value, learn))
+            trial = trial_config(config, ewc, value, tasks, place)
+            done.append(_tried(trial, value, learn))
+            # Only now: all processes have been in this trial, so none reads the last one's model.
+            _remove(before)
+            before = Path(trial.output)
             _write(place, recipe, done)
     budget = ewc.auto.budget
     chosen = best_trial(done) if budget is None else within_budget(done, budget)
@@ -121,10 +134,13 @@ def _found(folder: RunFolder) -> Strength:
         ) from error
 
 
-def tasks_to_try(config: Config, ewc: Ewc, *, continues: bool) -> list[Task]:
+def tasks_to_try(
+    config: Config, ewc: Ewc, *, continues: bool, judged: Collection[str]
+) -> list[Task]:
     """The tasks of a trial: those named, else all for a budget, else all but the last.
 
     The last is left out so that lambda is not fitted to it, unless nothing would be protected then.
+    judged: tasks with held-out rows. Raises OptionError where a trial would tell nothing.
     """
     unknown = set(ewc.auto.tasks) - {task.name for task in config.task}
     if unknown:
@@ -144,7 +160,24 @@ def tasks_to_try(config: Config, ewc: Ewc, *, continues: bool) -> list[Task]:
             detail=f"the trials would train {', '.join(task.name for task in tasks)} alone",
             hint="add a task, --continue a run, or set ewc.auto.budget with a calibrated sidecar",
         )
+    if ewc.auto.budget is None:
+        _check_judged(tasks, judged, {task.name for task in config.task})
     return tasks
+
+
+def _check_judged(tasks: list[Task], judged: Collection[str], own: Collection[str]) -> None:
+    """Raise OptionError where what is forgotten, or what is learned, could not be seen."""
+    lacking = [task.name for task in tasks if task.name not in judged]
+    seen = f"no held-out rows for {', '.join(lacking)}"
+    if not lacking and len(tasks) == 1 and not set(judged) - set(own):
+        lacking, seen = ["the earlier run"], "the earlier run kept no held-out rows of its tasks"
+    if lacking:
+        raise OptionError(
+            "there is nothing to find lambda on: trials are judged by held-out rows",
+            detail=seen,
+            hint="set validation or validation_share, name other tasks in ewc.auto.tasks, or set "
+            "ewc.auto.budget with a calibrated sidecar",
+        )
 
 
 def trial_config(config: Config, ewc: Ewc, value: float, tasks: list[Task], place: Path) -> Config:
@@ -196,13 +229,18 @@ def _tried(config: Config, value: float, learn: Learn) -> Trial:
         if ewc.auto.budget is not None:
             forgetting = predicted_forgetting(config, ewc, learned.model)
     except NonFiniteError:
-        return Trial(value, {})
+        return Trial(value, {}, diverged=True)
     except Interrupted as error:
         error.hint = "the same command goes on with the trials that are left"
         raise
-    if launched().rank == 0:
-        shutil.rmtree(config.output, ignore_errors=True)
+    if forgetting is not None and not math.isfinite(forgetting):
+        return Trial(value, {}, diverged=True)
     return Trial(value, learned.losses, forgetting)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None and launched().rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_calibrated(ewc: Ewc) -> None:

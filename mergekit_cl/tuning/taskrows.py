@@ -56,7 +56,8 @@ class Reader:
 class TaskRows:
     """One task's rows. train, encoded: {row id: row} in the order of the files.
 
-    validation: empty where the task has none. truncated: rows to learn that were cut.
+    validation: empty where the task has none. truncated: rows to learn that were cut; dropped: left
+    out, since no token of them carries a loss.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TaskRows:
     validation: Mapping[str, Row]
     judged: Encoded | None
     truncated: int
+    dropped: int
 
     @property
     def digest(self) -> str:
@@ -132,4 +134,5 @@ def _encoded(
         validation=dict(validation),
         judged=judged,
         truncated=encoded.truncated,
+        dropped=encoded.dropped,
     )

@@ -20,6 +20,7 @@ from mergekit_cl.tuning.matrix import describe_matrix
 from mergekit_cl.tuning.mixture import mixture_of
 from mergekit_cl.tuning.optimizer import make_optimizer
 from mergekit_cl.tuning.penalty import penalty_of
+from mergekit_cl.tuning.reach import describe_protection, protection_lines
 from mergekit_cl.tuning.schedule import steps_of
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.session import Session
@@ -31,17 +32,26 @@ def run_task(session: Session, live: Live) -> None:
     """Learn the task at `live.position`, measure, keep what later tasks need, and move on."""
     config, task = session.config, session.tasks[live.position.task]
     settings = config.task[live.position.task]
-    steps = steps_of(settings, len(task.encoded), config.batch.rows)
     if not live.position.begun:
         begin_gate(session, live)
         live.position = replace(live.position, begun=True)
         session.save(live, accepted=True)
     mixture = mixture_of(config, task.name, task.encoded, _replayed(session, live))
-    penalty = penalty_of(config.ewc, live, session.strength, session.engine.total)
+    steps = steps_of(
+        settings,
+        len(task.encoded),
+        config.batch.rows,
+        ratio=0.0 if config.replay is None else config.replay.ratio,
+        kept=len(mixture.replayed),
+        first=live.position.steps - live.position.step,
+    )
+    penalty = penalty_of(config.ewc, live, session.strength, session.engine.total_of_shards)
     if penalty.held is not None and live.position.step == 0:
-        reached = penalty.held.coverage
-        session.write(live, "protection", mass=reached.mass, share=reached.share)
-        session.tell(f"{reached.share:.1%} of the Fisher of earlier tasks is held back")
+        reached, kinds = penalty.held.coverage, live.fishers
+        said = describe_protection(reached, session.strength, kinds)
+        session.write(live, "protection", **said)
+        for line in protection_lines(reached, session.strength, kinds):
+            session.tell(line)
     advance = session.progress(f"train {task.name}", steps * config.batch.rows, "rows")
     advance(live.position.step * config.batch.rows)
     alarmed = back = False
@@ -147,16 +157,16 @@ def _log(session: Session, live: Live, stepped: Stepped, seconds: float) -> bool
     alarm = None
     said = stepped.to_json()
     if live.stream is not None:
-        alarm = live.stream.see(said["loss"])
+        if said["loss"] is not None:  # a batch may be replayed as a whole: .25 of 1 row, by turns
+            alarm = live.stream.see(said["loss"])
         said |= live.stream.statistic
     if live.buffer is not None:
         share = live.realised.tokens_share
         if session.config.replay is None or session.config.replay.unit == "rows":
             share = live.realised.rows_share
         said["replay_share"] = share
+    session.count_step(live, seconds)
     session.write(live, "step", **said)
-    session.engine.track(said, live.position.steps)
-    session.times.write({"step": live.position.steps, "seconds": round(seconds, 6)})
     if alarm is not None:
         found = {"run_step": live.position.steps, **alarm_to_json(alarm)}
         live.history.alarms.append(found)

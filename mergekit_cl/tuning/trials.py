@@ -12,33 +12,36 @@ from mergekit_cl.errors import OptionError
 
 @dataclass(frozen=True)
 class Trial:
-    """One value of lambda. losses: {task: held-out loss at the end, nats per token}, none where
-    training diverged. forgetting: what earlier tasks are predicted to lose, nats per token, where
-    that was asked for.
+    """One value of lambda. losses: {task: held-out loss at the end, nats per token}, of tasks that
+    have rows to be judged by. forgetting: what earlier tasks are predicted to lose, nats per token,
+    where that was asked for. diverged: training ended in what is no number.
     """
 
     strength: float
     losses: Mapping[str, float]
     forgetting: float | None = None
+    diverged: bool = False
 
     @property
     def mean(self) -> float:
-        """Over tasks; infinite where training diverged."""
+        """Over tasks; infinite where training diverged or nothing was measured."""
         return math.fsum(self.losses.values()) / len(self.losses) if self.losses else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """As values; `mean` null where training diverged."""
+        """As values; `mean` null where there is none."""
         return {
             "lambda": self.strength,
             "losses": dict(self.losses),
             "mean": self.mean if self.losses else None,
             "forgetting": self.forgetting,
+            "diverged": self.diverged,
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Trial:
         """The trial that `to_json` described."""
-        return Trial(value["lambda"], dict(value["losses"]), value["forgetting"])
+        said = (value["losses"], value["forgetting"], value["diverged"])
+        return Trial(value["lambda"], dict(said[0]), *said[1:])
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
@@ -47,7 +50,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
     Raises OptionError where all diverged.
     """
     best = min(trials, key=lambda trial: (trial.mean, -trial.strength))
-    if not best.losses:
+    if best.diverged:
         raise OptionError(
             "training diverged with every lambda that was tried",
             detail=", ".join(f"{trial.strength:g}" for trial in trials),
@@ -80,11 +83,12 @@ def curve(trials: Sequence[Trial], chosen: Trial) -> list[str]:
     ordered = sorted(trials, key=lambda trial: trial.strength)
     for trial in ordered:
         said = ", ".join(f"{task} {loss:.4f}" for task, loss in trial.losses.items())
-        line = f"lambda {trial.strength:g}: {trial.mean:.4f} nats per token on average ({said})"
-        if not trial.losses:
-            line = f"lambda {trial.strength:g}: diverged"
+        words = [f"{trial.mean:.4f} nats per token on average ({said})"] if trial.losses else []
+        if trial.diverged:
+            words = ["diverged"]
         if trial.forgetting is not None:
-            line += f"; earlier tasks are predicted to lose {trial.forgetting:.4g}"
+            words.append(f"earlier tasks are predicted to lose {trial.forgetting:.4g}")
+        line = f"lambda {trial.strength:g}: {'; '.join(words)}"
         lines.append(line + (" <- chosen" if trial is chosen else ""))
     if chosen.forgetting is None and chosen.strength == 0:
         lines.append("no lambda is better than none: EWC does not help on these tasks")

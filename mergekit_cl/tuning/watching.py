@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mergekit_cl.decide.adwin import Adwin
 from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.statefile import read_state
 from mergekit_cl.drifting.watch import Alarm, Watch
-from mergekit_cl.errors import FormatError, InputError
 from mergekit_cl.tuning.schema import Drift
 
 
@@ -37,14 +37,19 @@ class Stream:
 
     @property
     def statistic(self) -> dict[str, Any]:
-        """What the log says after a step: the detector's statistic and its threshold."""
+        """What the log says after a step: the detector's statistic and its threshold.
+
+        ADWIN compares the two at every eighth row alone, and has none after an alarm for a while.
+        """
         if self.watch is None:
             return {}
-        sums = getattr(self.watch.detector, "sums", None)  # ADWIN has none between its looks
-        if sums is None:
+        found = self.watch.detector
+        value = (
+            found.statistic() if isinstance(found, Adwin) else max(found.sums.up, found.sums.down)
+        )
+        if value is None:
             return {}
-        statistic, threshold = max(sums.up, sums.down), self.watch.calibration.threshold
-        return {"drift_statistic": statistic, "drift_threshold": threshold}
+        return {"drift_statistic": value, "drift_threshold": self.watch.calibration.threshold}
 
     def to_json(self) -> dict[str, Any]:
         """As values for JSON."""
@@ -62,18 +67,7 @@ def stream_of(settings: Drift) -> Stream:
     """The stream of a new run; raises InputError or FormatError for a state that is none."""
     if settings.state is None:
         return Stream(settings)
-    path = Path(settings.state)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            "the drift state cannot be read",
-            detail=f"drift.state {path}: {error.strerror}",
-            hint="clmerge drift calibrate STABLE makes one",
-        ) from error
-    except ValueError as error:
-        raise FormatError("the drift state is no JSON", detail=f"drift.state {path}") from error
-    return Stream(settings, Watch.from_json(content, str(path)))
+    return Stream(settings, read_state(Path(settings.state)).watch)
 
 
 def alarm_to_json(alarm: Alarm) -> dict[str, Any]:

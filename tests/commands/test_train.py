@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mergekit_cl.commands.gate import EXIT_CODES
+from mergekit_cl.errors import DriftError
 from tests.commands.models import write_rows
 from tests.commands.running import clmerge, failure_lines, process, refused
 from tests.commands.trees import snapshot
@@ -50,6 +52,12 @@ def test_a_config_becomes_a_model_and_the_next_command_is_told(here: Path) -> No
     assert (here / "run/model/model.safetensors").is_file()
     assert f"model: {here}/run/model" in result.err
     assert f"next: clmerge fisher-merge {here}/run/model OTHER" in result.err
+
+
+def test_its_help_tells_every_exit_code_of_its_own() -> None:
+    said = clmerge("train", "--help").out
+    codes = {*EXIT_CODES.values(), DriftError.exit_code}
+    assert all(f"{code} " in said[said.index("Exit codes") :] for code in codes)
 
 
 def test_as_json_there_is_one_document(here: Path) -> None:

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_cl.continual.mixing import Realised, draw, loss_weights, mix, mix_beside, rows_of
+from mergekit_cl.continual.mixing import (
+    Realised,
+    draw,
+    fresh_rows,
+    loss_weights,
+    mix,
+    mix_beside,
+    rows_of,
+)
 from mergekit_cl.errors import OptionError
 
 
@@ -69,6 +77,20 @@ def test_every_set_of_rows_is_drawn_equally_often() -> None:
     observed = np.array([*counts.values()])
     # 20 sets: the upper 0.1 % point of chi-square with 19 degrees of freedom.
     assert ((observed - 400) ** 2 / 400).sum() < 43.82
+
+
+@given(
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]),
+    st.integers(0, 12),
+    st.integers(0, 40),
+    st.integers(0, 100),
+)
+def test_new_rows_are_counted_as_they_are_mixed(
+    batch: int, ratio: float, kept: int, steps: int, first: int
+) -> None:
+    mixed = [mix(range(kept), batch, ratio, step=step) for step in range(first, first + steps)]
+    assert fresh_rows(batch, ratio, kept, steps, first=first) == sum(one.fresh for one in mixed)
 
 
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(0, 1000))

@@ -93,3 +93,20 @@ def test_a_change_is_told_once_and_dated() -> None:
     assert direction == "up"
     assert 600 < row < 640
     assert abs(onset - 601) <= 10
+
+
+def test_what_a_detector_tells_of_its_window_is_what_it_compares_at_its_looks() -> None:
+    generator = np.random.default_rng(3)
+    stream = generator.standard_normal(400) + 2.0 * (np.arange(400) >= 300)
+    detector, silent = Adwin(8.0), Adwin(1e9)
+    assert detector.statistic() is None
+    for x in stream.tolist():
+        found = detector.update(x)
+        silent.update(x)
+        if found is not None:
+            assert found.statistic == silent.statistic()
+            assert detector.statistic() is None
+            break
+        if detector.rows % EVERY == 0 and detector.statistic() is not None:
+            assert detector.statistic() <= 8.0
+    assert found is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mergekit_cl.tuning.advice import Facts, advice
+from mergekit_cl.tuning.advice import Facts, advice, notes
 from mergekit_cl.tuning.schema import Config
 
 ONE = [{"name": "a", "data": ["/a"]}]
@@ -58,6 +58,7 @@ def vars_of(facts: Facts) -> dict[str, Any]:
         ("nothing is watched", {"drift": {"calibration": 2000}}, WELL),
         ("false alarms may come as often", {"drift": {"arl": 5000}}, WELL),
         ("are cut at 512 tokens", {"replay": {}}, changed(cut=600)),
+        ("7 of 5007 rows are left out", {"replay": {}}, changed(dropped=7)),
         ("small updates are lost", {"replay": {}}, changed(stored=frozenset({"BF16"}))),
     ],
 )
@@ -81,6 +82,19 @@ def test_a_config_without_a_trap_gets_no_advice(sections: dict[str, Any]) -> Non
 def test_one_task_without_a_sidecar_has_nothing_to_protect() -> None:
     (only,) = said(ONE, changed(steps=(1000,)), ewc={"lambda": 10.0})
     assert "[ewc] protects nothing" in only
+
+
+def test_how_far_off_a_diagonal_was_is_told_wherever_it_is_known() -> None:
+    def noted(tasks: Any, calibrations: tuple[float | None, ...]) -> list[str]:
+        content = {"model": "/m", "task": tasks, "ewc": PROTECTED}
+        return notes(Config.model_validate(content), changed(calibrations=calibrations))
+
+    near, far, unknown = (noted(ONE, (one,)) for one in (1.5, 35.0, None))
+    assert len(near) == 1
+    assert "rose 1.5 times as much" in near[0]
+    assert far == unknown == []  # those are warnings
+    assert "takes of its own tasks is not calibrated" in noted(TWO, (1.5,))[-1]
+    assert notes(Config.model_validate({"model": "/m", "task": TWO}), WELL) == []
 
 
 def test_the_same_classes_in_every_task_need_no_replay() -> None:

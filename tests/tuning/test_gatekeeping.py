@@ -66,6 +66,28 @@ def copying(state: Path, title: str, target: Path) -> Callable[..., Advance]:
     return start
 
 
+@pytest.mark.parametrize(
+    ("gate", "decision"), [({"margin": 9.0, "min_rows": 2}, "accept"), ({}, "inconclusive")]
+)
+def test_a_look_says_what_it_decided_and_by_which_numbers(
+    tmp_path: Path, gate: dict[str, Any], decision: str
+) -> None:
+    whole_model(tmp_path)
+    config = config_of(
+        tmp_path, tmp_path / "model", tasks_of(tmp_path, "ab"), gate=gate, fisher=False
+    )
+    _, told = trained(config)
+    said = [line for line in told if line.startswith("gate at step ")]
+    assert len(said) == 2
+    verdict = json.loads(next((tmp_path / "run/verdicts").glob("0001-*.json")).read_text())
+    (one,) = verdict["comparisons"]
+    low, high = one["interval"]
+    assert said[0] == (
+        f"gate at step 6: {decision}; a against the reference {one['delta']:+.4f} nats per token, "
+        f"bounds {low:+.4f} to {high:+.4f}, margin {one['margin']:g}, power {one['power']:.0%}"
+    )
+
+
 @pytest.mark.parametrize("make", [whole_model, adapter])
 def test_a_rejected_update_leaves_the_state_byte_for_byte(
     tmp_path: Path, make: Callable[[Path], dict[str, Any]]

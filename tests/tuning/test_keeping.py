@@ -9,7 +9,7 @@ import torch
 from making import by_fisher, merge
 from safetensors.torch import load_file
 from tiny_models import tiny_bert_classifier, tiny_llama
-from training_runs import config_of, steps_of, trained, write_labelled, write_text
+from training_runs import config_of, lines_of, steps_of, trained, write_labelled, write_text
 
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.errors import MismatchError
@@ -136,6 +136,10 @@ def test_the_anchor_of_an_adapted_model_is_what_lora_merge_makes_of_it(
         config_of(tmp_path, model, text, lora=lora, ewc=ewc, optimizer={"learning_rate": 0.05})
     )
     assert "100.0% of the Fisher of earlier tasks is held back" in told
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    (said,) = (line for line in lines if line["kind"] == "protection")
+    assert (said["task"], said["lambda"]) == ("b", 10.0)
+    assert said["fisher"] == [{"estimator": "mc", "unit": "per_example"}]
     held = state_of(tmp_path / "run", "protection.safetensors")
     names = {key.partition(":")[2] for key in held}
     assert len(names) == 4

@@ -19,6 +19,7 @@ from training_runs import config_of, steps_of, trained, write_labelled, write_te
 
 from mergekit_cl.tuning.reading import config_text
 from mergekit_cl.tuning.schema import Config
+from mergekit_cl.tuning.strength import FILE
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def config(tmp_path: Path) -> Config:
         tmp_path,
         tmp_path / "model",
         {name: tmp_path / f"{name}.jsonl" for name in "ab"},
-        steps=10,
+        steps=12,
         batch={"rows": 8, "accumulate": 2},
         ewc={"lambda": 10.0, "samples": 16},
         replay={"rows": 20},
@@ -67,7 +68,7 @@ def distance(one: Path, other: Path, file: str) -> float:
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["whole", "fsdp2"])
-def test_two_processes_learn_what_one_does_in_twenty_steps(
+def test_two_processes_learn_what_one_does_in_two_dozen_steps(
     tmp_path: Path, config: Config, shard: bool
 ) -> None:
     trained(config)
@@ -80,14 +81,15 @@ def test_two_processes_learn_what_one_does_in_twenty_steps(
     for file in ("weights", "average", "tracks", "protection"):
         name = f"{file}.safetensors"
         assert distance(tmp_path / "one", tmp_path / "two", name) < 1e-5, file
-    for step in (8, 16, 20):
+    for step in (8, 16, 24):
         name = f"snapshots/{step:08d}.safetensors"
         kept = [load_file(tmp_path / run / name) for run in ("one", "two")]
         assert kept[0].keys() == kept[1].keys()
         for key, values in kept[0].items():
             torch.testing.assert_close(kept[1][key], values, rtol=1e-4, atol=1e-5)
     mine, theirs = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
-    assert len(mine) == len(theirs) == 20
+    assert len(mine) == len(theirs) == 24
+    assert max(line.get("penalty", 0.0) for line in mine) > 0
     for one, other in zip(mine, theirs, strict=True):
         for key, value in one.items():
             wanted = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
@@ -133,3 +135,25 @@ def test_interrupted_in_two_processes_a_run_is_resumed_in_one(
         trained(longer, resume=tmp_path / "two")
     assert metrics.exists()
     assert distance(tmp_path / "one", tmp_path / "two", "weights.safetensors") < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapter"])
+def test_two_processes_find_the_lambda_that_one_finds(
+    tmp_path: Path, config: Config, lora: dict[str, int] | None
+) -> None:
+    auto = {"lambda": "auto", "samples": 8, "auto": {"candidates": [1.0, 100.0], "steps": 2}}
+    both = {**config.model_dump(by_alias=True), "ewc": auto, "lora": lora, "fisher": False}
+    trained(Config.model_validate(both))
+    running = launch(tmp_path / "two.yaml", Config.model_validate(both), "-o", f"{tmp_path}/two")
+    try:
+        _, err = running.communicate(timeout=120)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, err
+    mine, theirs = (json.loads((tmp_path / run / FILE).read_text()) for run in ("one", "two"))
+    assert mine["chosen"] == theirs["chosen"]
+    assert len(mine["trials"]) == len(theirs["trials"]) == 3
+    for one, other in zip(mine["trials"], theirs["trials"], strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert not list(tmp_path.glob(".*"))

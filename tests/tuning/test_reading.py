@@ -103,6 +103,10 @@ def test_places_elsewhere_and_at_home_are_what_they_were(
         ("ewc.lambda=1e3", "ewc.strength", 1000.0),
         ("optimizer.learning_rate=3e-5", "optimizer.learning_rate", 3e-5),
         ("optimizer.betas=[0.8, 0.9]", "optimizer.betas", (0.8, 0.9)),
+        ("optimizer.betas=[.8, .95]", "optimizer.betas", (0.8, 0.95)),
+        ("replay.ratio=.5", "replay.ratio", 0.5),
+        ("optimizer.clip=2.", "optimizer.clip", 2.0),
+        ("task.0.text_field=.5", "task.0.text_field", ".5"),
         ("task.0.steps=3", "task.0.steps", 3),
         ("task.0.name=007", "task.0.name", "007"),
         ("task.0.text_field=2026-11-22", "task.0.text_field", "2026-11-22"),
@@ -129,6 +133,16 @@ def test_a_later_set_wins_and_null_takes_a_section_out(tmp_path: Path) -> None:
     path = written(tmp_path, YAML + "ewc: {lambda: 1}\n")
     assert read_config(path, ["ewc.lambda=2", "ewc.lambda=3"]).ewc.strength == 3  # type: ignore[union-attr]
     assert read_config(path, ["ewc=null"]).ewc is None
+
+
+@pytest.mark.parametrize("line", ["ewc.lambda=1", "ewc.auto.budget=1"])
+def test_a_table_that_the_file_has_as_a_list_is_no_place_for_a_key(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "m"\n[[task]]\nname = "a"\n[[ewc]]\n')
+    with pytest.raises(OptionError, match="needs a table") as refused:
+        read_config(tmp_path / "config.toml", [line])
+    assert "[ewc] in TOML" in str(refused.value.hint)
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

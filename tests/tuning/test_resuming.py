@@ -23,6 +23,7 @@ from training_runs import (
 )
 
 from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.statefile import State
 from mergekit_cl.errors import MismatchError, OptionError
 from mergekit_cl.tuning.schema import Config
 
@@ -120,7 +121,7 @@ def guarded(root: Path) -> Any:
     """GPT-2 with EWC, a gate that looks every other step, and a drift detector on its way."""
     if not (root / "drift.json").exists():
         watch = calibrate([4.0 + 0.1 * math.sin(n * n) for n in range(100)], 500)
-        (root / "drift.json").write_text(json.dumps(watch.to_json()))
+        (root / "drift.json").write_text(json.dumps(State(watch, "loss").to_json()))
     guards = {
         "ewc": {"lambda": 10.0, "samples": 20},
         "gate": {"every": 2, "min_rows": 2, "margin": 0.3},

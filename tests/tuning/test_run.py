@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_bert_classifier, tiny_llama
-from training_runs import config_of, lines_of, trained, write_labelled, write_text
+from training_runs import config_of, lines_of, steps_of, trained, write_labelled, write_text
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_cl.errors import OutputError
+from mergekit_cl.training.tokenizer import load_tokenizer
+from mergekit_cl.tuning.order import Passes
+from mergekit_cl.tuning.taskrows import Reader, read_tasks
 
 
 @pytest.fixture
@@ -27,8 +31,6 @@ def text(tmp_path: Path) -> dict[str, Path]:
 def test_a_run_leaves_a_model_that_transformers_opens(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     outcome, _ = trained(config_of(tmp_path, model, text))
     assert outcome.state == "finished"
     before, after = (
@@ -70,9 +72,6 @@ def test_a_classifier_learns_its_labels(tmp_path: Path) -> None:
 def test_validation_rows_are_trained_on_by_no_task(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:
-    from mergekit_cl.training.tokenizer import load_tokenizer
-    from mergekit_cl.tuning.taskrows import Reader, read_tasks
-
     both = tmp_path / "both.jsonl"
     both.write_text(text["a"].read_text() + text["b"].read_text())
     config = config_of(tmp_path, model, {"a": text["a"], "both": both})
@@ -146,3 +145,63 @@ def test_an_output_that_exists_is_not_overwritten_and_what_to_type_is_said(
     elsewhere = config.model_copy(update={"output": str(tmp_path / "other")})
     with pytest.raises(OutputError, match="no run of clmerge"):
         trained(elsewhere, force=True)
+
+
+def test_a_run_learns_what_a_plain_loop_of_torch_learns(tmp_path: Path) -> None:
+    steps, warmup, rate = 12, 3, 1e-2
+    tiny_llama(tmp_path / "model", tied=True)
+    data = {"a": write_text(tmp_path / "a.jsonl", 40, 0)}
+    settings = {"learning_rate": rate, "weight_decay": 0.1, "clip": 0.5, "warmup": warmup}
+    config = config_of(
+        tmp_path, tmp_path / "model", data, steps=steps, optimizer=settings, fisher=False
+    )
+    trained(config)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    reader = Reader(load_tokenizer(tmp_path / "model"), "causal-lm", {}, 512, True)
+    (task,) = read_tasks(config, reader, held_out=())
+    order = Passes(tuple(task.encoded), seed=config.seed, task="a").take(0, 4 * steps)
+    texts = [task.train[name].content["text"] for name in order]
+    tokens = [load_tokenizer(tmp_path / "model")(text)["input_ids"] for text in texts]
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], rate
+    )
+    norms = []
+    for step in range(steps):
+        rows = [torch.tensor([ids]) for ids in tokens[4 * step : 4 * step + 4]]
+        predicted = [model(ids).logits[0, :-1] for ids in rows]  # alone: no padding, no mask
+        wanted = [ids[0, 1:] for ids in rows]
+        loss = torch.nn.functional.cross_entropy(
+            torch.cat(predicted), torch.cat(wanted), reduction="sum"
+        )
+        optimizer.zero_grad()
+        (loss / sum(map(len, wanted))).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        left = (steps - step) / (steps - warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * ((step + 1) / warmup if step < warmup else left)
+        optimizer.step()
+    assert [line["gradient_norm"] for line in steps_of(tmp_path / "run")] == pytest.approx(
+        norms, rel=1e-4
+    )
+    assert max(norms) > 0.5  # something was clipped
+    mine = load_file(tmp_path / "run/model/model.safetensors")
+    plain = dict(model.named_parameters())
+    for name, values in mine.items():
+        assert float((values - plain[name].detach()).norm() / values.norm()) < 1e-5, name
+
+
+def test_a_batch_in_three_uneven_parts_is_learned_as_one(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "model")
+    data = {"a": write_text(tmp_path / "a.jsonl", 40, 0)}
+    for parts in (1, 3):
+        batch = {"rows": 7, "accumulate": parts}
+        output = str(tmp_path / f"{parts}")
+        trained(config_of(tmp_path, tmp_path / "model", data, batch=batch, output=output))
+    one, three = (load_file(tmp_path / f"{n}/model/model.safetensors") for n in (1, 3))
+    for name, values in one.items():
+        assert float((values - three[name]).norm() / values.norm()) < 1e-5, name
+    for key in ("loss", "gradient_norm"):
+        whole, parted = ([line[key] for line in steps_of(tmp_path / n)] for n in "13")
+        assert parted == pytest.approx(whole, rel=1e-5)

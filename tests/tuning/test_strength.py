@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from training_runs import config_of, lines_of, trained, write_text
 import fisher
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.errors import Interrupted, OptionError
+from mergekit_cl.errors import ClmergeError, Interrupted, OptionError
 from mergekit_cl.tuning import run as running
 from mergekit_cl.tuning import strength
 from mergekit_cl.tuning.schema import Config, Ema
@@ -29,7 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(place: Path, output: Path, tasks: str = "abc", **ewc: Any) -> Config:
+def config(
+    place: Path,
+    output: Path,
+    tasks: str = "abc",
+    others: Mapping[str, Any] = MappingProxyType({}),
+    **ewc: Any,
+) -> Config:
     settings = {"lambda": "auto", "samples": 8, **ewc}
     settings["auto"] = {"candidates": [1.0, 1e9], "steps": 2, **ewc.get("auto", {})}
     data = {name: place / f"{name}.jsonl" for name in tasks}
@@ -41,7 +49,14 @@ def config(place: Path, output: Path, tasks: str = "abc", **ewc: Any) -> Config:
         output=str(output),
         ewc=settings,
         fisher=False,
+        **others,
     )
+
+
+def unjudged(given: Config) -> Config:
+    """The same with all rows to learn, and none to be judged by."""
+    tasks = [task.model_copy(update={"validation_share": 0.0}) for task in given.task]
+    return given.model_copy(update={"task": tasks})
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +145,17 @@ def test_a_budget_takes_the_smallest_lambda_that_keeps_it(place: Path, tmp_path:
         "anchors": [str(place / "model")],
         "auto": {"budget": 0.01, "candidates": [1e-6, 1e9]},
     }
-    told = trained(config(place, tmp_path / "run", "a", update="proximal", **with_sidecar))[1]
+    trying = config(place, tmp_path / "run", "a", update="proximal", **with_sidecar)
+    told = trained(unjudged(trying))[1]  # what is predicted needs no rows
     found = json.loads((tmp_path / "run/strength.json").read_text())
     weak, strong = found["trials"]
     assert found["chosen"] == strong["lambda"] == 1e9
     assert strong["forgetting"] <= 0.01 < weak["forgetting"]
     assert any("predicted to lose" in line for line in told)
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    (said,) = (line for line in lines if line["kind"] == "protection")
+    assert said["lambda"] == 1e9
+    assert said["fisher"] == [{"estimator": "mc", "unit": "per_example"}]
     # By hand: calibration/2 sum F (theta - anchor)^2 per example, at 10 tokens each.
     after = open_checkpoint(tmp_path / "run/model")
     square = sum(float((after.tensor(n) - anchor.tensor(n)).double().square().sum()) for n in names)
@@ -165,5 +185,90 @@ def test_what_cannot_be_found_out_is_refused_before_anything_is_trained(
 def test_two_tasks_are_tuned_on_both(place: Path, tmp_path: Path) -> None:
     given = config(place, tmp_path / "run", "ab")
     assert given.ewc is not None
-    assert [t.name for t in strength.tasks_to_try(given, given.ewc, continues=False)] == ["a", "b"]
-    assert [t.name for t in strength.tasks_to_try(given, given.ewc, continues=True)] == ["a"]
+    for continues, names in ((False, ["a", "b"]), (True, ["a"])):
+        tasks = strength.tasks_to_try(given, given.ewc, continues=continues, judged="abc")
+        assert [task.name for task in tasks] == names
+
+
+def test_without_rows_to_judge_by_nothing_is_tried(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_learn", None)
+    with pytest.raises(OptionError, match="judged by held-out rows") as refused:
+        trained(unjudged(config(place, tmp_path / "run")))
+    assert refused.value.detail == "no held-out rows for a, b"
+
+
+def test_a_run_that_kept_no_held_out_rows_is_none_to_see_forgetting_on(place: Path) -> None:
+    given = config(place, place / "never", "ab")
+    assert given.ewc is not None
+    with pytest.raises(OptionError, match="judged by held-out rows"):
+        strength.tasks_to_try(given, given.ewc, continues=True, judged="ab")
+    assert strength.tasks_to_try(given, given.ewc, continues=True, judged=["ab", "a", "earlier"])
+
+
+def test_training_that_ends_in_no_number_at_its_last_step_has_diverged(
+    place: Path, tmp_path: Path
+) -> None:
+    wild = {"learning_rate": 1e30, "schedule": "constant"}
+    given = config(place, tmp_path / "run", auto={"steps": 1}, others={"optimizer": wild})
+    with pytest.raises(OptionError, match="diverged with every lambda"):
+        trained(given)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"drift": {"state": "/nowhere/drift.json"}},
+        {"gate": {"anchor": "/nowhere/model"}},
+        {"gate": {"suites": {"new": ["/nowhere/rows.jsonl"]}}},
+        {"gate": {"ledger": "LEDGER"}},
+        {"replay": {"buffer": "/nowhere/clmerge"}},
+    ],
+    ids=lambda others: "-".join([next(iter(others)), *next(iter(others.values()))]),
+)
+def test_what_the_run_would_refuse_is_refused_before_the_trials(
+    others: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_learn", None)
+    if "ledger" in others.get("gate", {}):
+        (tmp_path / "ledger.json").write_text("no ledger")
+        others = {"gate": {"ledger": str(tmp_path / "ledger.json")}}
+    with pytest.raises(ClmergeError):
+        trained(config(place, tmp_path / "run", others=others))
+
+
+def test_warnings_come_before_the_trials_and_once(outcome: tuple[Path, list[str]]) -> None:
+    _, told = outcome
+    warnings = [number for number, line in enumerate(told) if line.startswith("warning: ")]
+    trying = next(number for number, line in enumerate(told) if line.startswith("trying "))
+    assert warnings
+    assert max(warnings) < trying
+    assert len({told[number] for number in warnings}) == len(warnings)
+
+
+def test_a_trial_is_removed_when_the_next_is_done_so_that_no_process_still_reads_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[list[str]] = []
+
+    def learn(trial: Config, *_: Any) -> strength.Learned:
+        output = Path(trial.output)
+        output.mkdir(parents=True)
+        there.append(sorted(path.name for path in output.parent.glob("lambda-*")))
+        return strength.Learned(output, {"a": 1.0, "b": 1.0})
+
+    monkeypatch.setattr(running, "_learn", learn)
+    trained(config(place, tmp_path / "run"))
+    assert there == [["lambda-0"], ["lambda-0", "lambda-1"], ["lambda-1", "lambda-1e+09"]]
+
+
+def test_adapters_are_tried_too(place: Path, tmp_path: Path) -> None:
+    given = config(place, tmp_path / "run", others={"lora": {"rank": 2}})
+    trained(given)
+    found = json.loads((tmp_path / "run/strength.json").read_text())
+    assert [trial["diverged"] for trial in found["trials"]] == [False] * 3
+    none, weak, strong = (trial["losses"] for trial in found["trials"])
+    assert none != strong  # EWC reached the adapter
+    assert none.keys() == weak.keys() == {"a", "b"}
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()

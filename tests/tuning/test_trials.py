@@ -13,7 +13,7 @@ TRIALS = [
     Trial(0.0, {"old": 4.0, "new": 1.0}),
     Trial(10.0, {"old": 2.5, "new": 1.25}),
     Trial(100.0, {"old": 2.0, "new": 2.5}),
-    Trial(1e9, {}),
+    Trial(1e9, {}, diverged=True),
 ]
 
 
@@ -28,7 +28,7 @@ def test_of_equals_the_larger_wins() -> None:
 
 def test_where_all_diverged_the_message_says_which() -> None:
     with pytest.raises(OptionError) as caught:
-        best_trial([Trial(1.0, {}), Trial(10.0, {})])
+        best_trial([Trial(value, {}, diverged=True) for value in (1.0, 10.0)])
     assert caught.value.detail == "1, 10"
 
 
@@ -51,6 +51,14 @@ def test_the_whole_curve_is_shown_with_what_diverged_and_what_was_chosen() -> No
         "lambda 10: 1.8750 nats per token on average (old 2.5000, new 1.2500) <- chosen",
         "lambda 100: 2.2500 nats per token on average (old 2.0000, new 2.5000)",
         "lambda 1e+09: diverged",
+    ]
+
+
+def test_a_trial_without_rows_to_be_judged_by_has_not_diverged() -> None:
+    judged_by_budget = [Trial(1.0, {}, 0.5), Trial(10.0, {}, 0.25)]
+    assert curve(judged_by_budget, within_budget(judged_by_budget, 0.3)) == [
+        "lambda 1: earlier tasks are predicted to lose 0.5",
+        "lambda 10: earlier tasks are predicted to lose 0.25 <- chosen",
     ]
 
 

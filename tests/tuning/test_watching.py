@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ from training_runs import (
 )
 
 from mergekit_cl.drifting.calibrate import calibrate
+from mergekit_cl.drifting.follow import watch_file
+from mergekit_cl.drifting.prepare import Request, prepare
+from mergekit_cl.drifting.statefile import StateFile, read_state
 from mergekit_cl.drifting.watch import Alarm
-from mergekit_cl.errors import DriftError, Interrupted
+from mergekit_cl.errors import DriftError, Interrupted, NonFiniteError
 from mergekit_cl.tuning.schema import Config
 from mergekit_cl.tuning.watching import Stream
 
@@ -52,6 +56,15 @@ def test_a_change_of_the_rows_is_an_alarm_and_the_log_has_statistic_and_threshol
     # What is left beside the model goes on from here.
     state = json.loads((outcome.model / "clmerge/drift.json").read_text())
     assert state["rows"] == 70
+
+
+def test_the_log_has_the_statistic_of_adwin_too(tmp_path: Path) -> None:
+    trained(config(tmp_path, drift={"calibration": 50, "arl": 500, "detector": "adwin"}))
+    steps = steps_of(tmp_path / "run")
+    alarmed = [x["step"] for x in lines_of(tmp_path / "run/metrics.jsonl") if x["kind"] == "drift"]
+    assert all("drift_statistic" in line for line in steps[49 : alarmed[0] - 1])
+    ahead, late = (steps[at]["drift_statistic"] for at in (55, alarmed[0] - 2))
+    assert late > ahead
 
 
 def test_the_losses_watched_are_those_before_the_step(tmp_path: Path) -> None:
@@ -110,6 +123,66 @@ def test_an_alarm_at_the_last_step_does_not_spare_it_the_gate(
     assert outcome.decision == decision
     looks = [line for line in lines_of(tmp_path / "run/metrics.jsonl") if line["kind"] == "gate"]
     assert [line["decision"] for line in looks] == ["accept", decision]
+
+
+def test_a_run_begins_with_the_detector_that_drift_calibrate_wrote(tmp_path: Path) -> None:
+    random = Random(0)
+    stable = [json.dumps({"loss": 5.5 + random.gauss(0, 0.1)}) for _ in range(100)]
+    (tmp_path / "stable.jsonl").write_text("\n".join(stable) + "\n")
+    prepare(
+        Request(
+            str(tmp_path / "stable.jsonl"), 100, "cusum", None, None, tmp_path / "drift.json", False
+        )
+    )
+    known = read_state(tmp_path / "drift.json").watch
+    given = {"state": str(tmp_path / "drift.json")}
+    outcome, _ = trained(config(tmp_path, steps=3, drift=given))
+    steps = steps_of(tmp_path / "run")
+    assert [line["drift_threshold"] for line in steps] == [known.calibration.threshold] * 6
+    left = read_state(outcome.model / "clmerge/drift.json").watch
+    for line in steps:
+        known.update(line["loss"])
+    assert left == known
+
+
+def test_drift_watch_goes_on_with_the_detector_that_a_run_left(tmp_path: Path) -> None:
+    outcome, _ = trained(config(tmp_path, steps=30, drift={"calibration": 50, "arl": 50}))
+    kept = StateFile(outcome.model / "clmerge/drift.json")
+    before = kept.state.watch.rows
+    metrics = tmp_path / "new.jsonl"
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in steps_of(tmp_path / "run")[:4]))
+    seen = watch_file(metrics, kept, None, lambda *_: None, every_alarm=True)
+    assert (seen.rows, seen.column) == (4, "loss")
+    assert read_state(outcome.model / "clmerge/drift.json").watch.rows == before + 4
+
+
+def test_a_step_that_replays_all_of_its_rows_tells_the_detector_nothing(tmp_path: Path) -> None:
+    alone = config(
+        tmp_path, steps=60, batch={"rows": 1}, replay={}, drift={"calibration": 50, "arl": 50}
+    )
+    outcome, _ = trained(alone)
+    steps = steps_of(tmp_path / "run")
+    empty = [line["step"] for line in steps if line["loss"] is None]
+    assert empty == list(range(64, 121, 4))
+    watched = read_state(outcome.model / "clmerge/drift.json").watch
+    assert watched.calibration.rows + watched.rows == 120 - len(empty)
+
+
+def test_a_step_of_replayed_rows_alone_that_diverges_says_so(tmp_path: Path) -> None:
+    wild = {"learning_rate": 1e30, "schedule": "constant", "clip": 0.0}
+    alone = config(tmp_path, steps=4, batch={"rows": 1}, replay={"ratio": 0.9})
+    trained(alone)
+    buffer = str(tmp_path / "run/model/clmerge")
+    begun = config(
+        tmp_path,
+        steps=4,
+        batch={"rows": 1},
+        replay={"ratio": 0.9, "buffer": buffer},
+        optimizer=wild,
+        output=str(tmp_path / "wild"),
+    )
+    with pytest.raises(NonFiniteError, match="no longer a number"):
+        trained(begun)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
