@@ -3,6 +3,10 @@
 . "$(dirname "$0")/../settings.sh"
 R=$D/recipes
 
+# The sidecar that holds the release, and how far off its diagonal is on the way the release came:
+# interactions of weights are not in it.
+clmerge fisher "$R/release/model" --base "$R/base" --data "$R/text/films.jsonl" --max-length 64 \
+  --samples "${CLMERGE_SAMPLES:-$(quick 8 256)}" --force
 # The plan says what it takes, and what is known to go wrong with such a config.
 clmerge train "$R/monthly.toml" -o "$R/monthly" --dry-run
 code=0

@@ -92,6 +92,8 @@ def test_every_config_is_one(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_monthly_update_is_planned_and_held_back(demo: Path) -> None:
     said = script(demo, "1-monthly.sh")
+    assert "calibration " in said  # how far off the diagonal is, on these rows
+    assert "not calibrated" not in said
     assert "weights are trained (100.00%)" in said
     assert "warning: ewc.lambda = 1000 is a guess until it is tuned" in said
     assert "of the Fisher of earlier tasks is held back" in said
