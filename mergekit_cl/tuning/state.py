@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "clmerge.state/1"
+ANOTHER = "another version of clmerge may have written it: go on with that one, or begin anew"
 POINTER = "current.json"
 FRESH = "fresh"
 KEPT = {"protection.safetensors": "protected", "losses.json": "revision"}
@@ -90,7 +91,7 @@ def load_state(
             _remember(live, place)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
-            "the state of the run cannot be read", detail=f"{place}: {error!r:.200}"
+            "the state of the run cannot be read", detail=f"{place}: {error!r:.200}", hint=ANOTHER
         ) from error
     length: int = values["lines"]
     return length
@@ -108,7 +109,9 @@ def pointer(folder: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise FormatError("no state of a run", detail=f"{folder / POINTER}: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise FormatError("no state of a run", detail=f"{folder / POINTER}: wanted {FORMAT}")
+        raise FormatError(
+            "no state of a run", detail=f"{folder / POINTER}: wanted {FORMAT}", hint=ANOTHER
+        )
     return {key: str(found[key]) for key in ("current", "accepted")}
 
 
