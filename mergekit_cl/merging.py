@@ -14,6 +14,7 @@ from mergekit_cl.completing import write_beside
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
+from mergekit_cl.divergence.apart import far_apart
 from mergekit_cl.divergence.summary import Divergence, summarise, to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_recorded, check_twins, stale_sidecars
@@ -209,6 +210,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
         divergence = None
         if options.report:
             divergence = _divergence(method, plan, results, stale, options.policy)
+            notes += tuple(far_apart(divergence)) if method.recipe is not None else ()
         made = manifest(method, plan, results, recorded, str(options.target))
         check_inputs(method, plan, results)
         check_recorded(method, made)

@@ -204,3 +204,16 @@ def test_residuals_of_the_inputs_do_not_stand_in_for_the_base(
     d, e = exact["d"][EMBED], exact["e"][EMBED]
     expected = base + (d - base) + 0.5 * (e - base) if command == "linear-merge" else base
     torch.testing.assert_close(found[EMBED].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_merge_of_models_that_were_trained_apart_says_so_and_one_of_tunes_does_not(
+    place: Path,
+) -> None:
+    for command in ("linear-merge", "fisher-merge"):
+        result = clmerge(command, "a", "b", "-o", command)
+        assert result.code == 0, result.err
+        assert "note: the inputs are far apart (cosine 0." in result.err
+    tuned = {name: tensor + 0.01 * B[name] for name, tensor in A.items()}
+    checkpoint(place / "tuned", tuned)
+    result = clmerge("linear-merge", "a", "tuned", "-o", "near", "--json")
+    assert result.document["notes"] == []

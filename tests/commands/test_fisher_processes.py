@@ -64,10 +64,10 @@ def test_two_processes_write_the_sidecar_of_one_and_one_of_them_speaks(models: P
 
     assert clmerge(*line, "-o", "one.safetensors").code == 0
     one, two = said_by(models / "one.safetensors"), said_by(models / "two.safetensors")
-    assert distance(stored(models / "two.safetensors"), stored(models / "one.safetensors")) < 1e-6
+    assert distance(stored(models / "two.safetensors"), stored(models / "one.safetensors")) < 1e-5
     for name, expected in one.pop("tensors").items():
         found = two["tensors"][name]["standard_error"]
-        assert found == pytest.approx(expected["standard_error"], rel=1e-6), name
+        assert found == pytest.approx(expected["standard_error"], rel=1e-5), name
     del two["tensors"]
     for said in (one, two):
         said["relative"] = said["sampling"].pop("relative_standard_error")
@@ -96,7 +96,7 @@ def test_a_process_without_rows_takes_part(models: Path) -> None:
     line = (*LINE, "--samples", "1")
     assert end(launch(2, "-m", "mergekit_cl", *line, "-o", "two.safetensors")).code == 0
     run(*line, "-o", "one.safetensors")
-    assert distance(stored(models / "two.safetensors"), stored(models / "one.safetensors")) < 1e-6
+    assert distance(stored(models / "two.safetensors"), stored(models / "one.safetensors")) < 1e-5
 
 
 @pytest.mark.parametrize("fails", [pytest.param("0", marks=pytest.mark.long), "1"])
@@ -154,4 +154,4 @@ def test_ctrl_c_keeps_every_process_s_sums_for_any_number_of_processes(models: P
     assert not (models / PARTIAL).exists()
     run(*line, "-o", "whole.safetensors")
     found = stored(models / "a/clmerge/fisher.safetensors")
-    assert distance(found, stored(models / "whole.safetensors")) < 1e-6
+    assert distance(found, stored(models / "whole.safetensors")) < 1e-5

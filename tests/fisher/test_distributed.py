@@ -57,7 +57,7 @@ def _alone(model: nn.Module, batches: list[Batch]) -> Estimate:
 
 
 def _same(found: Estimate, expected: Estimate, distance: Any) -> None:
-    assert distance(found.diagonal, expected.diagonal) < 1e-6
+    assert distance(found.diagonal, expected.diagonal) < 1e-5
     assert (found.examples, found.tokens) == (expected.examples, expected.tokens)
     assert found.mean_nll == pytest.approx(expected.mean_nll, rel=1e-6)
     assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-5, abs=1e-12)
@@ -91,7 +91,7 @@ def test_a_model_in_shards_ends_with_its_fisher_in_the_same_shards(
     saved = {name: torch.zeros_like(values) for name, values in expected.diagonal.items()}
     with pytest.warns(UserWarning, match="single process"):
         checkpoint.load(saved, checkpoint_id=tmp_path / "saved", no_dist=True)
-    assert distance(saved, expected.diagonal) < 1e-6
+    assert distance(saved, expected.diagonal) < 1e-5
 
 
 class Sorted(nn.Module):
