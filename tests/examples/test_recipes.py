@@ -95,7 +95,7 @@ def test_the_monthly_update_is_planned_and_held_back(demo: Path) -> None:
     assert "calibration " in said  # how far off the diagonal is, on these rows
     assert "not calibrated" not in said
     assert "weights are trained (100.00%)" in said
-    assert "warning: ewc.lambda = 1000 is a guess until it is tuned" in said
+    assert "warning: ewc.lambda = 1e+06 is a guess until it is tuned" in said
     assert "of the Fisher of earlier tasks is held back" in said
     (verdict,) = (demo / "recipes/monthly/verdicts").glob("*.json")
     suites = {one["suite"] for one in json.loads(verdict.read_text())["comparisons"]}
