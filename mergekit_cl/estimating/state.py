@@ -64,12 +64,19 @@ def kept_in(place: Path) -> Kept:
 
 
 def save_state(path: Path, accumulator: Accumulator, rows: Collection[str]) -> None:
-    """Write the accumulator, which holds `rows`; the previous state stays until it is whole."""
+    """Write the accumulator, which holds `rows`; the previous state stays until it is whole.
+
+    Raises OSError where the disk does not take it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors, numbers = accumulator.state()
     fresh = path.with_suffix(".new")
-    save_file(tensors, str(fresh), metadata={"numbers": json.dumps([list(rows), numbers])})
+    try:
+        save_file(tensors, str(fresh), metadata={"numbers": json.dumps([list(rows), numbers])})
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(str(error)) from error
     sync(fresh)
     fresh.replace(path)
 

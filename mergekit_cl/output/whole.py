@@ -25,7 +25,9 @@ def published_whole(staging: Staging) -> Iterator[None]:
     except OSError as error:
         staging.discard()
         raise OutputError(
-            "writing failed", detail=f"{staging.place}: {error.strerror or error}"
+            "writing failed",
+            detail=f"{staging.place}: {error.strerror or error}",
+            hint="mend that and give the same command again",
         ) from error
     finally:
         staging.close()
