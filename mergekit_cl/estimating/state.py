@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.errors import OutputError
 from mergekit_cl.output.durable import sync
+from mergekit_cl.output.tensors import save_tensors
 
 if TYPE_CHECKING:
     from fisher.accumulator import Accumulator
@@ -68,15 +69,9 @@ def save_state(path: Path, accumulator: Accumulator, rows: Collection[str]) -> N
 
     Raises OSError where the disk does not take it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors, numbers = accumulator.state()
     fresh = path.with_suffix(".new")
-    try:
-        save_file(tensors, str(fresh), metadata={"numbers": json.dumps([list(rows), numbers])})
-    except SafetensorError as error:  # what the library makes of a full disk
-        raise OSError(str(error)) from error
+    save_tensors(fresh, tensors, {"numbers": json.dumps([list(rows), numbers])})
     sync(fresh)
     fresh.replace(path)
 

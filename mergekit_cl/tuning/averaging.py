@@ -124,7 +124,7 @@ def source_of(request: AverageRequest, *, headers_only: bool = False) -> Iterato
 def describe_average(request: AverageRequest, source: Source) -> dict[str, Any]:
     """What `--dry-run` prints."""
     read = sum(one.nbytes for one in source.files)
-    written = source.base.nbytes if source.config.lora is None else _largest(source)
+    written = _bytes_written(source)
     return {
         "command": COMMAND,
         "run": str(request.run),
@@ -162,7 +162,7 @@ def run_average(request: AverageRequest, source: Source, progress: Start) -> dic
         staging.clear(identity)
         return {**done, "state": "up to date"}
     check_replaceable(request.target, force=request.force)
-    check_room(request.target, describe_average(request, source)["bytes_written"])
+    check_room(request.target, _bytes_written(source))
     staging.open(identity, restart=request.restart)
     with published_whole(staging):
         with torch_threads(request.threads):
@@ -261,7 +261,9 @@ def _average(source: Source, name: str, like: Tensor, advance: Advance) -> Tenso
     return found.view(info.shape)
 
 
-def _largest(source: Source) -> int:
-    """Bytes of one average of one snapshot."""
+def _bytes_written(source: Source) -> int:
+    """Bytes of the model that is written, or of the adapter: one average of one snapshot."""
+    if source.config.lora is None:
+        return source.base.nbytes
     newest = source.stored[-1]
     return sum(newest.checkpoint.tensors[newest.prefix + name].nbytes for name in newest.names)

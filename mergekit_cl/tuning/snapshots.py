@@ -18,6 +18,7 @@ from mergekit_cl.continual.posthoc import PowerAverage
 from mergekit_cl.continual.profiles import Profile, gamma_of
 from mergekit_cl.errors import FormatError, OutputError
 from mergekit_cl.output.durable import make_folders, sync
+from mergekit_cl.output.tensors import save_tensors
 from mergekit_cl.tuning.state import whole
 
 if TYPE_CHECKING:
@@ -48,9 +49,6 @@ def write_snapshot(folder: Path, tracks: Sequence[PowerAverage], *, leads: bool)
 
     leads: every process of a run calls this, one writes. Raises OutputError.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for track in tracks:
         prefix = prefix_of(track.sigma_rel)
@@ -63,14 +61,14 @@ def write_snapshot(folder: Path, tracks: Sequence[PowerAverage], *, leads: bool)
     fresh = path.with_name(f"{path.name}.new")
     try:
         make_folders(folder)
-        save_file(tensors, str(fresh), {KEY: json.dumps(said)})
+        save_tensors(fresh, tensors, {KEY: json.dumps(said)})
         sync(fresh)
         fresh.replace(path)
         sync(folder)
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who notices
+    except OSError as error:
         raise OutputError(
             "a snapshot of the averages cannot be written",
-            detail=f"{path}: {getattr(error, 'strerror', None) or error}",
+            detail=f"{path}: {error.strerror or error}",
             hint="mend that; the same command with --resume goes on from the last state",
         ) from error
 

@@ -25,6 +25,7 @@ from mergekit_cl.continual.ewc import Protection
 from mergekit_cl.continual.mixing import Realised
 from mergekit_cl.errors import FormatError, MismatchError, OutputError
 from mergekit_cl.output.durable import sync, sync_tree, write_durably
+from mergekit_cl.output.tensors import save_tensors
 from mergekit_cl.training.bufferfile import load_buffer
 from mergekit_cl.tuning.live import History, Live, Record
 from mergekit_cl.tuning.model import file_name
@@ -49,8 +50,6 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
     lines: length of metrics.jsonl, which is on the disk already. accepted: whether a rejection goes
     back to it. leads: every process of a run calls this, one writes. Raises OutputError.
     """
-    from safetensors import SafetensorError
-
     tensors = _tensors(live)
     if not leads:
         return
@@ -67,10 +66,10 @@ def save_state(folder: Path, live: Live, *, lines: int, accepted: bool, leads: b
         for old in folder.iterdir():
             if old.is_dir() and old.name not in now.values():
                 shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who notices
+    except OSError as error:
         raise OutputError(
             "the state of the run cannot be written",
-            detail=f"{folder}: {getattr(error, 'strerror', None) or error}",
+            detail=f"{folder}: {error.strerror or error}",
             hint="mend that; the same command with --resume goes on from the state before",
         ) from error
 
@@ -167,8 +166,6 @@ def like(values: Tensor, live: Tensor) -> Tensor:
 def _write(
     place: Path, tensors: dict[str, dict[str, Tensor]], live: Live, lines: int, before: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     numbers = {"protected": live.protected, "revision": live.record.revision}
@@ -180,7 +177,7 @@ def _write(
     }
     for file, content in tensors.items():
         if file not in linked:
-            save_file(content, str(place / file))
+            save_tensors(place / file, content)
     for file in linked:
         os.link(before / file, place / file)
     if live.buffer is not None:
