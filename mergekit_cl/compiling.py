@@ -1,4 +1,4 @@
-"""Whether kernels are compiled for this processor: it takes seconds the first time."""
+"""What of a plan compiled kernels can do, and what is left for torch."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from importlib.util import find_spec
 from mergekit_cl.compiled_block import are_summed_compiled
 from mergekit_cl.plan import Plan, Step
 
-PER_TENSOR = 2**13
-"""Elements that what is spared around a small tensor is worth: neighbours are merged together."""
 
-WORTHWHILE = 2**25
-"""Elements. Compiling takes about two seconds once and 0.4 s from numba's cache; a core saves 4 to
-20 ns per element."""
+def can_compile() -> bool:
+    """Whether there is a compiler on this Python.
 
-
-def are_worth_compiling(plan: Plan) -> bool:
-    """Whether a plan has enough for compiled kernels to do, and there is a compiler.
-
-    Only time depends on it: compiled kernels give the same bits.
+    Only time depends on it: compiled kernels give the same bits. Compiling one takes half a second,
+    once on a machine; loading torch takes two, every time.
     """
-    work = sum(
-        step.operands[0].info.numel + PER_TENSOR
-        for step in plan.steps.values()
-        if step.formula is not None or step.compiled_of is not None
-    )
-    return work >= WORTHWHILE and find_spec("numba") is not None
+    return find_spec("numba") is not None
 
 
 def needs_torch(plan: Plan, *, compiled: bool, report: bool) -> bool:

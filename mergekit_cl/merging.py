@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.compiling import are_worth_compiling, needs_torch
+from mergekit_cl.compiling import can_compile, needs_torch
 from mergekit_cl.completing import write_beside
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
@@ -167,7 +167,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
     """
     started = time.perf_counter()
     plan = make_plan(method, options)
-    compiled = are_worth_compiling(plan)
+    compiled = can_compile()
     if needs_torch(plan, compiled=compiled, report=options.report):
         started += _load_torch()
     recorded = recorded_options(method, options)

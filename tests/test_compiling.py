@@ -23,12 +23,12 @@ from making import (
     write_sidecar,
 )
 
-from mergekit_cl import compiling
+from mergekit_cl import merging
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.compiled_block import CompiledBlocks
-from mergekit_cl.compiling import are_worth_compiling, needs_torch
+from mergekit_cl.compiling import needs_torch
 from mergekit_cl.errors import NonFiniteError
-from mergekit_cl.merging import OutputOptions, make_plan
+from mergekit_cl.merging import MergeOutcome, OutputOptions, make_plan
 from mergekit_cl.methods.ema import ema_method
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Selection
@@ -53,6 +53,13 @@ def averaged(inputs: list[Path]) -> Method:
 def updated(inputs: list[Path]) -> Method:
     opened = [open_checkpoint(path) for path in inputs]
     return ema_method(opened, decay=0.99, half_life=None, warmup=False, sidecars=[None, None])
+
+
+def without(patch: pytest.MonkeyPatch, run: Callable[[], MergeOutcome]) -> MergeOutcome:
+    """What a merge gives where there is no compiler."""
+    with patch.context() as inner:
+        inner.setattr(merging, "can_compile", lambda: False)
+        return run()
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -82,9 +89,8 @@ def test_a_merge_is_the_same_with_and_without_them(
 ) -> None:
     inputs = two(tmp_path, dtypes)
     carry = dtypes == (BF16, BF16)
-    plain = merge(method(inputs), tmp_path / "plain", carry=carry)
+    plain = without(monkeypatch, lambda: merge(method(inputs), tmp_path / "plain", carry=carry))
     made = counted(monkeypatch)
-    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
     fast = merge(method(inputs), tmp_path / "fast", carry=carry)
     assert any(made) == (F16 not in dtypes)
     assert weight_bytes(tmp_path / "fast") == weight_bytes(tmp_path / "plain")
@@ -113,8 +119,7 @@ def test_what_is_not_finite_is_named_or_let_through_as_without_them(
     broken = values.clone()
     broken[7], broken[8] = float("nan"), float("inf")
     inputs = [write_model(tmp_path / str(k), {"w": v}) for k, v in enumerate([values, broken])]
-    merge(linear(inputs), tmp_path / "plain", allow_nonfinite=True)
-    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
+    without(monkeypatch, lambda: merge(linear(inputs), tmp_path / "plain", allow_nonfinite=True))
     merge(linear(inputs), tmp_path / "fast", allow_nonfinite=True)
     assert weight_bytes(tmp_path / "fast") == weight_bytes(tmp_path / "plain")
     with pytest.raises(NonFiniteError, match="NaN or Inf") as error:
@@ -122,26 +127,11 @@ def test_what_is_not_finite_is_named_or_let_through_as_without_them(
     assert "1: w (2 in one block)" in str(error.value.detail)
 
 
-def test_small_merges_do_not_wait_for_a_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = two(tmp_path, (BF16, BF16))
-    plan = make_plan(averaged(inputs), OutputOptions(target=tmp_path / "out"))
-    assert not are_worth_compiling(plan)
-    found = [s.operands[0].info.numel for s in plan.steps.values() if s.formula]
-    worth = sum(found) + len(found) * compiling.PER_TENSOR
-    monkeypatch.setattr(compiling, "WORTHWHILE", worth)
-    assert are_worth_compiling(plan)
-    monkeypatch.setattr(compiling, "WORTHWHILE", worth + 1)
-    assert not are_worth_compiling(plan)
-
-
 def test_three_inputs_have_no_compiled_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = two(tmp_path, (F32, F32))
     made = counted(monkeypatch)
-    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
     merge(linear([*inputs, inputs[0]]), tmp_path / "out")
     assert made == []
 
@@ -152,20 +142,21 @@ def test_a_merge_of_two_that_is_compiled_loads_no_torch(
     tmp_path: Path, command: str, report: bool
 ) -> None:
     inputs = two(tmp_path, (BF16, F32))
+    method = averaged(inputs) if command == "linear-merge" else by_fisher(inputs)
+    merge(method, tmp_path / "first", report=report)  # what it needs is compiled by then
     line = [command, *map(str, inputs), "-o", str(tmp_path / "out"), "--quiet"]
     code = (
         "import sys\n"
-        "from mergekit_cl import cli, compiling\n"
-        "compiling.WORTHWHILE = 0\n"
+        "from mergekit_cl import cli\n"
         "try:\n    cli.main(sys.argv[1:])\n"
         "except SystemExit as end:\n    assert not end.code\n"
-        "print('torch' in sys.modules)\n"
+        "print(sys.modules.keys() & {'torch', 'numba'})\n"
     )
     more = [] if report else ["--no-report"]
     ran = subprocess.run(
         [sys.executable, "-c", code, *line, *more], capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "False\n", ran.stderr
+    assert ran.stdout == "set()\n", ran.stderr
 
 
 @pytest.mark.parametrize("exclude", [(), ("long",)])

@@ -95,14 +95,21 @@ def test_fisher_knows_neither_the_tool_nor_its_display() -> None:
 
 @pytest.mark.parametrize("room", ["mergekit_cl.merge", "mergekit_cl.divergence"])
 def test_formulas_know_no_files(room: str) -> None:
-    allowed = {"torch", "numpy", "numba"} | sys.stdlib_module_names
+    allowed = {"torch", "numpy"} | sys.stdlib_module_names
+    rooms = [f"mergekit_cl.{name}" for name in ("merge", "divergence", "decide", "native.kernel")]
     files = {"os", "io", "pathlib", "mmap", "shutil", "tempfile"}
     for one in IMPORTS:
         if within(one.module, room):
-            own = within(
-                one.target, "mergekit_cl.merge", "mergekit_cl.divergence", "mergekit_cl.decide"
-            )
-            assert own or top(one.target) in allowed - files, one
+            assert within(one.target, *rooms) or top(one.target) in allowed - files, one
+
+
+def test_one_room_alone_knows_compilers() -> None:
+    compilers = [one for one in IMPORTS if top(one.target) in ("numba", "llvmlite")]
+    assert compilers
+    assert offenders(o for o in compilers if not within(o.module, "mergekit_cl.native")) == []
+    code = [o for o in IMPORTS if within(o.target, "mergekit_cl.native") and o.now]
+    outside = (o for o in code if not within(o.module, "mergekit_cl.native"))
+    assert offenders(o for o in outside if o.target != "mergekit_cl.native.kernel") == []
 
 
 def test_decisions_are_pure() -> None:

@@ -20,7 +20,7 @@ from making import (
     write_sidecar,
 )
 
-from mergekit_cl import compiling, stream
+from mergekit_cl import stream
 from mergekit_cl.block import BLOCK, BlockWorker
 from mergekit_cl.checkpoint import open_checkpoint
 from mergekit_cl.errors import NonFiniteError
@@ -67,7 +67,6 @@ def outcome(
 ) -> tuple[object, ...]:
     """Bytes, records and divergence of a merge with compiled kernels."""
     with patch.context() as inner:
-        inner.setattr(compiling, "WORTHWHILE", 0)
         if apart:
             inner.setattr(stream, "gather", lambda steps, most: iter(steps))
         made = merge(method, target, **options)
@@ -130,7 +129,6 @@ def test_what_is_not_finite_is_named_among_its_neighbours(
     broken = tensors(1)
     broken["layers.04"][3] = float("nan")
     write_model(inputs[1], broken)
-    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
     with pytest.raises(NonFiniteError) as caught:
         merge(linear(inputs), tmp_path / "out")
     assert f"{inputs[1]}: layers.04" in str(caught.value.detail)

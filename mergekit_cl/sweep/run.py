@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.compiling import are_worth_compiling
+from mergekit_cl.compiling import can_compile
 from mergekit_cl.decide.minimax import minimax_weights
 from mergekit_cl.decide.weight_grid import Weights, best_point, grid, rounded
 from mergekit_cl.divergence.summary import Parent
@@ -84,7 +84,7 @@ def run_sweep(request: SweepRequest, progress: Start, tell: Callable[[str], None
     method, plan = _plan(request)
     workers = choose_workers(plan, request.threads, request.memory)
     points = grid(len(method.checkpoints), request.points)
-    prepare = closed_form if request.is_linear else _every_merge(request, plan, points)
+    prepare = closed_form if request.is_linear else _every_merge(request, points)
     nbytes = bytes_read(plan)
     expected = duration(seconds_expected(plan, prepare, workers))
     how = "sums for all weights" if request.is_linear else f"{len(points)} merges of every block"
@@ -164,9 +164,9 @@ def _recipe(method: Method) -> Recipe:
     return method.recipe
 
 
-def _every_merge(request: SweepRequest, plan: Plan, points: Sequence[Weights]) -> Prepare:
+def _every_merge(request: SweepRequest, points: Sequence[Weights]) -> Prepare:
     recipes = [_recipe(request.method_at(weights)) for weights in points]
-    return each_merge(recipes, compiled=are_worth_compiling(plan))
+    return each_merge(recipes, compiled=can_compile())
 
 
 def _merged(plan: Plan, read: Mapping[str, Swept], shape: tuple[int, ...]) -> Array:

@@ -16,7 +16,7 @@ from tests.tiny_models import VOCAB_SIZE, tiny_tokenizer
 LAYERS = 8
 CHILD = """
 import sys
-import transformers.models.llama.modeling_llama, safetensors.torch, numba
+import transformers.models.llama.modeling_llama, safetensors.torch
 import fisher.streamed, fisher.accumulator
 from mergekit_cl.cli import main
 print("ready", flush=True)

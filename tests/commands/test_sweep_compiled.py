@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import mergekit_cl.compiling
 import mergekit_cl.merge.compiled
+import mergekit_cl.sweep.run
 from mergekit_cl.merge.compiled import PairKernel, pair_kernel
 from mergekit_cl.merge.formula import Formula
 from tests.commands.checkpoints import checkpoint, sidecar, weights
@@ -38,15 +38,15 @@ def test_compiled_kernels_predict_what_the_formulas_do(
 
     monkeypatch.setattr(mergekit_cl.merge.compiled, "pair_kernel", counted)
 
-    def predicted(worthwhile: int) -> Any:
-        monkeypatch.setattr(mergekit_cl.compiling, "WORTHWHILE", worthwhile)
+    def predicted(can_compile: bool) -> Any:
+        monkeypatch.setattr(mergekit_cl.sweep.run, "can_compile", lambda: can_compile)
         result = clmerge("fisher-merge", "a", "b", "--sweep", "5", "--json")
         assert result.code == 0, result
         return result.document["sweep"]
 
-    slow = predicted(2**60)
+    slow = predicted(False)
     assert not compiled
-    fast = predicted(1)
+    fast = predicted(True)
     assert compiled
     assert fast["best"] == slow["best"]
     for parent in "ab":

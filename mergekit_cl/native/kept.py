@@ -1,0 +1,35 @@
+"""Machine code in the user's cache: read back only whole, and only where it was made for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+
+def folder() -> Path:
+    """Where it is kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "clmerge" / "native"
+
+
+def read(name: str) -> bytes | None:
+    """What was kept under a name; None where there is nothing or not all of it."""
+    try:
+        raw = (folder() / name).read_bytes()
+    except OSError:
+        return None
+    digest, content = raw[:32], raw[32:]
+    return content if blake3(content).digest() == digest else None
+
+
+def keep(name: str, content: bytes) -> None:
+    """Keep it for other processes, if the cache can be written; without it they compile again."""
+    with suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as stream:
+            stream.write(blake3(content).digest() + content)
+        Path(stream.name).replace(folder() / name)
