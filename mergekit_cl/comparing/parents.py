@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from mergekit_cl.checkpoint import Checkpoint
+from mergekit_cl.comparing.comparison import Comparison, Source
 from mergekit_cl.comparing.made import Made
 from mergekit_cl.comparing.pairing import Pairing, pair
-from mergekit_cl.comparing.reading import Compared, Comparison, Source
+from mergekit_cl.comparing.reading import Compared
 from mergekit_cl.digest import weights_digest
 from mergekit_cl.digesting import checkpoint_digests
 from mergekit_cl.divergence.sums import Sums

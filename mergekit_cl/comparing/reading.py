@@ -9,64 +9,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mergekit_cl.block import BLOCK
-from mergekit_cl.checkpoint import Checkpoint, TensorInfo
-from mergekit_cl.checkpoint.arrays import as_bytes, as_tensor
+from mergekit_cl.checkpoint.arrays import bytes_of
 from mergekit_cl.checkpoint.dtypes import itemsize
+from mergekit_cl.comparing.comparison import Comparison, Source
+from mergekit_cl.comparing.summing import BlockSums
+from mergekit_cl.compiling import can_compile
 from mergekit_cl.digest import PIECE_BYTES, PieceHash, tensor_digest
-from mergekit_cl.divergence.bits import count_changed
-from mergekit_cl.divergence.conflict import conflict_sums
-from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, block_sums, total
+from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, total
 from mergekit_cl.errors import OptionError
-from mergekit_cl.finite import count_nonfinite, nonfinite_input
+from mergekit_cl.finite import count_nonfinite_bits, nonfinite_input
 from mergekit_cl.workers import share_out
 
+if TYPE_CHECKING:
+    from mergekit_cl.checkpoint.arrays import Array
+
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor of one checkpoint."""
-
-    checkpoint: Checkpoint
-    name: str
-
-    @property
-    def info(self) -> TensorInfo:
-        """What its header says."""
-        return self.checkpoint.tensors[self.name]
-
-    def block(self, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of it."""
-        return as_tensor(self.checkpoint.block(self.info, start, stop), self.info.dtype)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One tensor against those of its parents.
-
-    fishers: that of each parent, or None. base: what updates are measured from, if that is asked.
-    """
-
-    merged: Source
-    parents: tuple[Source, ...]
-    fishers: tuple[Source | None, ...]
-    base: Source | None = None
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Everything that is read for it."""
-        more = (*self.fishers, self.base)
-        return (self.merged, *self.parents, *(one for one in more if one is not None))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read for it."""
-        return sum(source.info.nbytes for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -121,13 +82,15 @@ def read_all(
     ordered = sorted(comparisons, key=_reading_order)
     done: dict[str, dict[int, _Span]] = {one.merged.name: {} for one in ordered}
 
+    compiled = can_compile()
+
     def new_worker() -> Callable[[tuple[Comparison, int, int]], None]:
-        scratch = [torch.empty(BLOCK, dtype=torch.float64) for _ in range(SCRATCH_BUFFERS)]
+        sums = BlockSums(compiled)
 
         def read(span: tuple[Comparison, int, int]) -> None:
             comparison, begin, end = span
             done[comparison.merged.name][begin] = _read(
-                comparison, begin, end, scratch, allow_nonfinite
+                comparison, begin, end, sums, allow_nonfinite
             )
             advance(_release(comparison, begin, end))
 
@@ -153,7 +116,7 @@ def _read(
     comparison: Comparison,
     begin: int,
     end: int,
-    scratch: Sequence[torch.Tensor],
+    sums_of: BlockSums,
     allow_nonfinite: bool,
 ) -> _Span:
     sources = (comparison.merged, *comparison.parents)
@@ -161,49 +124,24 @@ def _read(
     found = []
     for start in range(begin, max(end, begin + 1), BLOCK):
         stop = min(start + BLOCK, end)
-        blocks = [source.block(start, stop) for source in sources]
-        for digest, block in zip(hashes, blocks, strict=True):
-            digest.update(as_bytes(block))
-        merged, parents = blocks[0], blocks[1:]
-        fishers = [None if one is None else one.block(start, stop) for one in comparison.fishers]
-        sums = block_sums(
-            merged,
-            None,
-            parents,
-            fishers,
-            [count_changed(merged, parent) for parent in parents],
-            None,
-            [buffer[: stop - start] for buffer in scratch],
-        )
+        blocks = [source.block(start, stop) for source in comparison.sources]
+        for digest, block in zip(hashes, blocks, strict=False):
+            digest.update(bytes_of(block))
+        sums = sums_of(comparison, blocks)
         if not allow_nonfinite:
             _refuse_nonfinite(sources, blocks, sums)
-        if comparison.base is not None:
-            base = comparison.base.block(start, stop)
-            sums = _with_conflict(blocks, base, sums, scratch)
         found.append(sums)
     return _Span(found, [digest.pieces() for digest in hashes])
 
 
-def _with_conflict(
-    blocks: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    sums: Sequence[Sums],
-    scratch: Sequence[torch.Tensor],
-) -> list[Sums]:
-    """How far updates from the base pull apart: of the parents, or of both where there is one."""
-    inputs = blocks[1:] if len(blocks) > 2 else blocks
-    part, whole = conflict_sums(inputs, base, [buffer[: base.numel()] for buffer in scratch])
-    return [replace(one, conflict=part, conflict_whole=whole) for one in sums]
-
-
 def _refuse_nonfinite(
-    sources: Sequence[Source], blocks: Sequence[torch.Tensor], sums: Sequence[Sums]
+    sources: Sequence[Source], blocks: Sequence[Array], sums: Sequence[Sums]
 ) -> None:
     """Look for NaN and Inf only where a sum of squares is not finite."""
     if all(math.isfinite(one.merged_square + one.parent_square) for one in sums):
         return
-    for source, block in zip(sources, blocks, strict=True):
-        if bad := count_nonfinite(block):
+    for source, block in zip(sources, blocks, strict=False):
+        if bad := count_nonfinite_bits(block, source.info.dtype):
             place = f"{source.checkpoint.path}: {source.name} ({bad} in one block)"
             raise nonfinite_input(place)
 

@@ -116,7 +116,7 @@ def _measure(
         return None
     import torch
 
-    from mergekit_cl.comparing.measured import measure
+    from mergekit_cl.comparing.measuring import measure
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)

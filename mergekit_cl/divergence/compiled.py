@@ -5,6 +5,7 @@ Sums of float64 products whose order may change: equal to the reference to 1e-9,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from mergekit_cl.native.kernel import Array, Kernel
 
 sums_of_pairs = Kernel("sums", "sums_of_pairs")
 fisher_sums = Kernel("sums", "fisher_sums")
+five_sums = Kernel("differences", "difference_sums")
+weighted_sum = Kernel("differences", "weighted_sum")
 
 COLUMNS = 8
 
@@ -70,3 +73,39 @@ def fisher_sum(merged: Array, parent: Array, fisher: Array) -> float:
     found = np.empty(1)
     fisher_sums(merged, parent, fisher, found, np.asarray([0, len(merged)], np.int64), 1)
     return float(found[0])
+
+
+def difference_sums(
+    merged: Array, parents: Sequence[Array], fishers: Sequence[Array | None]
+) -> list[Sums] | None:
+    """Sums against each parent of a block of one tensor whose values before rounding are not known.
+
+    merged, parents, fishers: as of `block_sums`. None where something is not finite.
+    """
+    count = len(merged)
+    found = []
+    table, weighted = np.empty(5), np.zeros(1)
+    for parent, fisher in zip(parents, fishers, strict=True):
+        five_sums(merged, parent, table, count)
+        if fisher is not None:
+            weighted_sum(merged, parent, fisher, weighted, count)
+        # + 0.0: free order leaves the sign of a sum of nothing open, and -0.0 looks odd.
+        merged_, parent_, difference, largest, changed = (table + 0.0).tolist()
+        square = None if fisher is None else float(weighted[0]) + 0.0
+        if not math.isfinite(merged_ + parent_ + difference + (square or 0.0)):
+            return None
+        found.append(
+            Sums(
+                count=count,
+                parent_square=parent_,
+                merged_square=merged_,
+                difference_square=difference,
+                largest=largest,
+                changed=int(changed),
+                update_square=None,
+                update_survived=None,
+                rounding_square=None,
+                fisher_square=square,
+            )
+        )
+    return found

@@ -82,3 +82,43 @@ def test_an_empty_block_sums_to_nothing() -> None:
     empty = torch.empty(0, dtype=torch.bfloat16)
     (sums,) = block_sums(empty, empty.float(), [empty], [empty], 0)
     assert (sums.count, sums.difference_square, sums.largest, sums.changed) == (0, 0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("parent_dtype", [torch.bfloat16, torch.float32])
+def test_sums_of_a_difference_are_those_of_float64(
+    dtype: torch.dtype, parent_dtype: torch.dtype
+) -> None:
+    merged, parents = draw(9, dtype, 0.1), [draw(k, parent_dtype, 0.1) for k in range(2)]
+    fisher = draw(7, torch.float32, 1.0).square()
+    arrays = [as_array(parent) for parent in parents]
+    found = compiled.difference_sums(as_array(merged), arrays, [as_array(fisher), None])
+    assert found is not None
+    m, f = merged.double().numpy(), fisher.double().numpy()
+    for k, sums in enumerate(found):
+        p = parents[k].double().numpy()
+        d = m - p
+        assert sums == Sums(
+            count=SIZE,
+            parent_square=pytest.approx(np.sum(p * p), rel=1e-12),
+            merged_square=pytest.approx(np.sum(m * m), rel=1e-12),
+            difference_square=pytest.approx(np.sum(d * d), rel=1e-12),
+            largest=np.abs(d).max(),
+            changed=int(np.count_nonzero(d)),
+            update_square=None,
+            update_survived=None,
+            rounding_square=None,
+            fisher_square=None if k else pytest.approx(np.sum(f * d * d), rel=1e-12),
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize("place", [0, 17, SIZE - 1])
+def test_sums_of_a_difference_are_left_to_the_reference_where_something_is_not_finite(
+    value: float, where: int, place: int
+) -> None:
+    blocks = [draw(k, torch.bfloat16, 1.0).abs() for k in range(3)]
+    blocks[where][place] = value
+    merged, parent, fisher = map(as_array, blocks)
+    assert compiled.difference_sums(merged, [parent], [fisher]) is None
