@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from mergekit_cl.compiled_block import are_summed_compiled
 from mergekit_cl.plan import Plan, Step
-
-
-def can_compile() -> bool:
-    """Whether there is a compiler on this Python.
-
-    Only time depends on it: compiled kernels give the same bits. Compiling one takes half a second,
-    once on a machine; loading torch takes two, every time.
-    """
-    return find_spec("numba") is not None
 
 
 def needs_torch(plan: Plan, *, compiled: bool, report: bool) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.compiling import can_compile, needs_torch
+from mergekit_cl.compiling import needs_torch
 from mergekit_cl.completing import write_beside
 from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
@@ -25,6 +25,7 @@ from mergekit_cl.manifest import read_manifest
 from mergekit_cl.memory import peak_memory_bytes
 from mergekit_cl.methods.linear import report_operands
 from mergekit_cl.methods.method import Method
+from mergekit_cl.native.kernel import can_compile
 from mergekit_cl.output.shards import ShardFiles
 from mergekit_cl.output.staging import Staging
 from mergekit_cl.output.target import (

@@ -17,11 +17,11 @@ from mergekit_cl.checkpoint.arrays import bytes_of
 from mergekit_cl.checkpoint.dtypes import itemsize
 from mergekit_cl.comparing.comparison import Comparison, Source
 from mergekit_cl.comparing.summing import BlockSums
-from mergekit_cl.compiling import can_compile
 from mergekit_cl.digest import PIECE_BYTES, PieceHash, tensor_digest
 from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, total
 from mergekit_cl.errors import OptionError
 from mergekit_cl.finite import count_nonfinite_bits, nonfinite_input
+from mergekit_cl.native.kernel import can_compile
 from mergekit_cl.workers import share_out
 
 if TYPE_CHECKING:

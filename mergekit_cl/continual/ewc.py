@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mergekit_cl.continual.buckets import in_buckets, local
+from mergekit_cl.continual.compiled import add_pull, are_compiled
 from mergekit_cl.errors import MismatchError
 
 
@@ -104,6 +105,9 @@ def add_penalty_gradient(
     """
     with torch.no_grad():
         for bucket in in_buckets(_with_gradients(parameters, protection)):
+            if are_compiled(bucket.columns):
+                add_pull(bucket.columns, strength)
+                continue
             thetas, fishers, anchors, gradients = bucket.columns
             (pull,) = bucket.scratch
             torch._foreach_copy_(pull, thetas)

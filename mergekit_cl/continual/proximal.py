@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mergekit_cl.continual.buckets import in_buckets, local
+from mergekit_cl.continual.compiled import are_compiled, settle
 from mergekit_cl.continual.ewc import Protection, matched
 from mergekit_cl.errors import OptionError
 
@@ -48,10 +49,13 @@ def proximal_step(
     """
     with torch.no_grad():
         for bucket in in_buckets(_groups(optimizer, parameters, protection, strength), scratches=2):
-            thetas, fishers, anchors, *moments = bucket.columns
-            share, moved = bucket.scratch
             scaling = bucket.key
             assert isinstance(scaling, Scaling)
+            if are_compiled(bucket.columns):
+                settle(bucket.columns, *scaling)
+                continue
+            thetas, fishers, anchors, *moments = bucket.columns
+            share, moved = bucket.scratch
             if moments:
                 torch._foreach_copy_(share, moments[0])
                 torch._foreach_div_(share, scaling.correction)

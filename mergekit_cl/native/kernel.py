@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +24,15 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Argument = Array | np.float32 | int
 
 SYMBOL = "kernel"
+
+
+def can_compile() -> bool:
+    """Whether there is a compiler on this Python.
+
+    Only time depends on it: compiled kernels give the same bits. Compiling one takes half a second,
+    once on a machine; loading torch takes two, every time.
+    """
+    return find_spec("numba") is not None
 
 
 class Kernel:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mergekit_cl.architectures import compare_configs
-from mergekit_cl.compiling import can_compile
 from mergekit_cl.decide.minimax import minimax_weights
 from mergekit_cl.decide.weight_grid import Weights, best_point, grid, rounded
 from mergekit_cl.divergence.summary import Parent
@@ -19,6 +18,7 @@ from mergekit_cl.freshness import check_twins, stale_sidecars
 from mergekit_cl.merge.linear import normalized
 from mergekit_cl.methods.linear import report_operands
 from mergekit_cl.methods.method import Method
+from mergekit_cl.native.kernel import can_compile
 from mergekit_cl.partial import WholeDigests
 from mergekit_cl.plan import Operand, Plan, Recipe, Selection, plan_merge
 from mergekit_cl.report.amounts import duration, size
