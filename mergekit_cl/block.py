@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from mergekit_cl.checkpoint.arrays import Arrays, as_array, as_tensor, bytes_of, empty, widened
@@ -110,7 +110,7 @@ class BlockWorker:
         """
         steps, bounds = neighbours.steps, neighbours.bounds
         stored = [
-            one[0].checkpoint.blocks([operand.info for operand in one])
+            one[0].checkpoint.blocks([operand.info for operand in one], neighbours.counts)
             for one in zip(*(step.operands for step in steps), strict=True)
         ]
         formulas = [step.formula for step in steps if step.formula is not None]
@@ -121,16 +121,12 @@ class BlockWorker:
         write(bytes_of(out))
         if write_residuals is not None:
             write_residuals(bytes_of(exact - widened(out, steps[0].dtype)))
-        written, read = bytes_of(out), [bytes_of(array) for array in stored]
-        sizes = [out.itemsize, *(array.itemsize for array in stored)]
-        results = []
-        for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
-            digest, *digests = [
-                whole_digest(data[begin * size : end * size])
-                for data, size in zip((written, *read), sizes, strict=True)
-            ]
-            results.append(TensorResult(digest, tuple(digests), tuple(sums[number])))
-        return results
+        digests = _digests(out, neighbours.counts)
+        read = zip(*(_digests(array, neighbours.counts) for array in stored), strict=True)
+        return [
+            TensorResult(digest, of_operands, tuple(found))
+            for digest, of_operands, found in zip(digests, read, sums, strict=True)
+        ]
 
     def _run_apart(
         self, steps: Sequence[Step], write: WriteAll, write_residuals: WriteAll | None
@@ -306,6 +302,13 @@ def blocks_of(begin: int, end: int, merged: int | None) -> Iterator[tuple[int, i
         else:
             yield start, merged, False
             yield merged, stop, True
+
+
+def _digests(array: Array, counts: Sequence[int]) -> list[str]:
+    """The digest of each of the small tensors of so many elements that follow each other."""
+    content = bytes_of(array)
+    ends = accumulate((count * array.itemsize for count in counts), initial=0)
+    return [whole_digest(content[begin:end]) for begin, end in pairwise(ends)]
 
 
 def _tensors(step: Step, stored: Sequence[Array]) -> list[torch.Tensor]:

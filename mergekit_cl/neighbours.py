@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,17 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Steps of one kind that follow each other in reading order; of one block together."""
+    """Steps of one kind that follow each other in reading order; of one block together.
+
+    counts: elements of each, which are those of each of its operands as well.
+    """
 
     steps: tuple[Step, ...]
+    counts: tuple[int, ...]
 
-    @cached_property
+    @property
     def bounds(self) -> Array:
         """Where each begins in the block, and the end: (steps + 1,) int64."""
         import numpy as np
 
-        counts = [step.operands[0].info.numel for step in self.steps]
-        return np.asarray(list(accumulate(counts, initial=0)), np.int64)
+        return np.asarray(list(accumulate(self.counts, initial=0)), np.int64)
 
 
 def gather(steps: Iterable[Step], most: int) -> Iterator[Step | Neighbours]:
@@ -37,23 +39,25 @@ def gather(steps: Iterable[Step], most: int) -> Iterator[Step | Neighbours]:
     most: elements of a block, which all of them together have at most.
     """
     held: list[Step] = []
+    counts: list[int] = []
     kind: Hashable = None
     elements = 0
     for step in steps:
         count = step.operands[0].info.numel
         its_kind = None if count > most else _kind(step)
         if held and (its_kind != kind or its_kind is None or elements + count > most):
-            yield _one_or_many(held)
-            held, elements = [], 0
+            yield _one_or_many(held, counts)
+            held, counts, elements = [], [], 0
         held.append(step)
+        counts.append(count)
         kind = its_kind
         elements += count
     if held:
-        yield _one_or_many(held)
+        yield _one_or_many(held, counts)
 
 
-def _one_or_many(steps: list[Step]) -> Step | Neighbours:
-    return steps[0] if len(steps) == 1 else Neighbours(tuple(steps))
+def _one_or_many(steps: list[Step], counts: list[int]) -> Step | Neighbours:
+    return steps[0] if len(steps) == 1 else Neighbours(tuple(steps), tuple(counts))
 
 
 def _kind(step: Step) -> Hashable:
@@ -63,5 +67,4 @@ def _kind(step: Step) -> Hashable:
         return None
     # A kernel takes the numbers of every tensor's Fishers, but one pair of weights.
     same = formula if isinstance(formula, PairMean) else type(formula)
-    operands = tuple((id(o.checkpoint), o.info.dtype) for o in step.operands)
-    return same, step.dtype, operands, step.parents, step.fishers
+    return same, step.dtype, step.sources, step.parents, step.fishers

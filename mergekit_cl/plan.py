@@ -72,6 +72,11 @@ class Step:
     compiled_of: KernelAt | None = None
     kernel_bytes: int = 0
 
+    @property
+    def sources(self) -> tuple[tuple[Checkpoint, str], ...]:
+        """Of every operand its checkpoint and its dtype: what steps of one kind have in common."""
+        return tuple([(operand.checkpoint, operand.info.dtype) for operand in self.operands])
+
     def kernel_at(self, start: int) -> Kernel | None:
         """The kernel for operands that begin at this element of the tensor."""
         return self.kernel if self.kernel_of is None else self.kernel_of(start)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergekit_cl.digesting import checkpoint_digests
-from mergekit_cl.divergence.sums import Sums
+from mergekit_cl.divergence.sums import Sums, values_of
 from mergekit_cl.layout import Layout
 from mergekit_cl.manifest import FORMAT, describe_input, describe_output, versions
 from mergekit_cl.methods.method import Method
@@ -20,7 +20,7 @@ def to_entry(shard: str, results: Mapping[str, TensorResult]) -> dict[str, Any]:
         name: {
             "digest": result.digest,
             "operand_digests": result.operand_digests,
-            "sums": [vars(sums) for sums in result.sums],
+            "sums": [values_of(sums) for sums in result.sums],
         }
         for name, result in results.items()
     }
@@ -34,7 +34,7 @@ def from_entries(entries: list[dict[str, Any]], layout: Layout) -> dict[str, Ten
         name: TensorResult(
             result["digest"],
             tuple(result["operand_digests"]),
-            tuple(Sums(**sums) for sums in result["sums"]),
+            tuple(Sums(*sums) for sums in result["sums"]),
         )
         for entry in entries
         if entry["shard"] in shards

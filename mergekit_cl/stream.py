@@ -80,7 +80,9 @@ def default_workers(threads: int | None, memory: int | None, plan: Plan) -> int:
 
 def buffer_bytes(plan: Plan) -> int:
     """Bytes of buffers one worker needs for a plan."""
-    return max((BlockWorker.buffer_bytes(step) for step in plan.steps.values()), default=0)
+    # Of tens of thousands of steps most are of one kind.
+    kinds = {(s.sources, s.dtype, s.compute, s.kernel_bytes): s for s in plan.steps.values()}
+    return max(map(BlockWorker.buffer_bytes, kinds.values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def run_stream(
             if isinstance(unit, _Together):
                 write, write_residuals = work.writers(unit)
                 found = host.run_together(unit.neighbours, write, write_residuals)
-                advance(bytes_moved(unit.neighbours.steps))
+                advance(_bytes_moved(unit.neighbours))
                 work.finish(unit.shard, list(zip(unit.neighbours.steps, found, strict=True)))
                 return
             done = worker.run(
@@ -259,8 +261,7 @@ class _Work:
 
     def writers(self, unit: _Together) -> tuple[WriteAll, WriteAll | None]:
         """Where several tensors go, and their residuals; None where none are kept."""
-        steps = unit.neighbours.steps
-        counts = [math.prod(step.shape) for step in steps]
+        steps, counts = unit.neighbours.steps, unit.neighbours.counts
         size = itemsize(steps[0].dtype)
         places = list(zip(unit.offsets, (count * size for count in counts), strict=True))
         write = self._files.writer_of_several(unit.shard.file, places)
@@ -298,13 +299,11 @@ class _Work:
             self._on_shard(shard, {t.name: self._results[t.name] for t in shard.header.tensors})
 
 
-def bytes_moved(steps: Iterable[Step]) -> int:
-    """Bytes read and written to make whole tensors."""
-    return sum(
-        math.prod(step.shape) * itemsize(step.dtype)
-        + sum(operand.info.nbytes for operand in step.operands)
-        for step in steps
-    )
+def _bytes_moved(neighbours: Neighbours) -> int:
+    """Bytes read and written to make them all."""
+    like = neighbours.steps[0]
+    sizes = [itemsize(like.dtype), *(itemsize(dtype) for _, dtype in like.sources)]
+    return sum(neighbours.counts) * sum(sizes)
 
 
 def span_elements(step: Step) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mergekit_cl.checkpoint.arrays import concatenate
-from mergekit_cl.checkpoint.dtypes import READABLE
+from mergekit_cl.checkpoint.dtypes import READABLE, itemsize
 from mergekit_cl.checkpoint.filesystem import RemoteFile
 from mergekit_cl.checkpoint.header import Header, TensorInfo
 from mergekit_cl.checkpoint.hub import HUB
@@ -84,21 +85,25 @@ class Checkpoint:
         self._check_readable(tensor)
         return self._readers[tensor.name].block(tensor, start, stop)
 
-    def blocks(self, tensors: Sequence[TensorInfo]) -> Array:
-        """All elements of several small tensors of one dtype, one after the other."""
-        first, *rest = tensors
+    def blocks(self, tensors: Sequence[TensorInfo], counts: Sequence[int]) -> Array:
+        """All elements of several small tensors of one dtype, one after the other.
+
+        counts: elements of each.
+        """
+        first = tensors[0]
         self._check_readable(first)
-        reader, end = self._readers[first.name], first.offset + first.nbytes
-        elements = first.numel
-        for tensor in rest:
-            # Offset 0 is that of tensors in a torch file, which are not known to lie anywhere.
-            apart = tensor.offset != end or not end
-            if apart or self._readers[tensor.name] is not reader:
-                return concatenate([self.block(one, 0, one.numel) for one in tensors])
-            end += tensor.nbytes
-            elements += tensor.numel
-        # They lie side by side: one read.
-        return reader.block(replace(first, shape=(elements,)), 0, elements)
+        reader, size = self._readers[first.name], itemsize(first.dtype)
+        *places, _ = accumulate((count * size for count in counts), initial=first.offset)
+        # Offset 0 is that of tensors in a torch file, which are not known to lie anywhere.
+        if (
+            first.offset
+            and [tensor.offset for tensor in tensors] == places
+            and all(self._readers[tensor.name] is reader for tensor in tensors)
+        ):  # side by side: one read
+            elements = sum(counts)
+            return reader.block(replace(first, shape=(elements,)), 0, elements)
+        parts = zip(tensors, counts, strict=True)
+        return concatenate([self.block(tensor, 0, count) for tensor, count in parts])
 
     def expect(self, name: str, start: int, stop: int) -> None:
         """Say that these elements will be read soon."""
