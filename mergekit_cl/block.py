@@ -13,6 +13,7 @@ from mergekit_cl.compiled_block import (
     CompiledBlocks,
     are_summed_compiled,
     compiled_sums,
+    is_compiled,
     whole,
 )
 from mergekit_cl.digest import PieceHash, whole_digest
@@ -120,7 +121,7 @@ class BlockWorker:
         out, exact, sums = made
         write(bytes_of(out))
         if write_residuals is not None:
-            write_residuals(bytes_of(exact - widened(out, steps[0].dtype)))
+            write_residuals(bytes_of(_taken(exact, out, steps[0].dtype)))
         digests = _digests(out, neighbours.counts)
         read = zip(*(_digests(array, neighbours.counts) for array in stored), strict=True)
         return [
@@ -157,11 +158,12 @@ class BlockWorker:
                 out, wide, found = done
                 rounded = as_tensor(out, step.dtype)
                 return out, self._residual(rounded, wide) if keeps_residual else None, found
-        if self.compiled and step.formula is not None:
-            made = self._fast.merge(step, [step.formula], stored, whole(stored[0]))
+        formula = step.formula
+        if self.compiled and formula is not None and is_compiled(step, report=self.report):
+            made = self._fast.merge(step, [formula], stored, whole(stored[0]))
             if made is not None:
                 out, exact, sums = made
-                residual = exact - widened(out, step.dtype) if keeps_residual else None
+                residual = _taken(exact, out, step.dtype) if keeps_residual else None
                 return out, residual, sums[0]
         out, wide, found = self._merge(step, _tensors(step, stored), start)
         rounded = as_tensor(out, step.dtype)
@@ -313,6 +315,12 @@ def _digests(array: Array, counts: Sequence[int]) -> list[str]:
 
 def _tensors(step: Step, stored: Sequence[Array]) -> list[torch.Tensor]:
     return [as_tensor(x, o.info.dtype) for x, o in zip(stored, step.operands, strict=True)]
+
+
+def _taken(exact: Array, out: Array, dtype: str) -> Array:
+    """What rounding took, as float32."""
+    taken: Array = (exact - widened(out, dtype)).astype("float32", copy=False)
+    return taken
 
 
 def _place(operand: Operand) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from mergekit_cl.checkpoint.arrays import Arrays, as_array, as_tensor
 from mergekit_cl.divergence.sums import Sums
-from mergekit_cl.merge.formula import WIDENED
+from mergekit_cl.merge.formula import COMPILED_DTYPES
 
 if TYPE_CHECKING:
     import torch
 
     from mergekit_cl.checkpoint.arrays import Array
-    from mergekit_cl.merge.compiled import PairKernel
+    from mergekit_cl.merge.compiled import BlockKernel
     from mergekit_cl.merge.formula import Formula
     from mergekit_cl.merge.kernel import Kernel
     from mergekit_cl.plan import Step
@@ -25,27 +25,31 @@ class CompiledBlocks:
     def __init__(self, arrays: Arrays, report: bool) -> None:
         self._arrays = arrays
         self._report = report
-        self._kernel: tuple[Sequence[Formula], PairKernel] | None = None
+        self._kernel: tuple[Sequence[Formula], BlockKernel] | None = None
 
     def merge(
-        self, like: Step, formulas: Sequence[Formula], stored: Sequence[Array], bounds: Array
+        self, step: Step, formulas: Sequence[Formula], stored: Sequence[Array], bounds: Array
     ) -> tuple[Array, Array, list[list[Sums]]] | None:
-        """Of one tensor or several between `bounds`: (rounded, exact in float32, sums of each).
+        """Of one tensor or several between `bounds`: (rounded, exact, sums of each).
 
-        None where something is not finite. like: a step of their dtypes and operands.
+        None where something is not finite. step: one of their dtypes and operands. exact is in the
+        type of the step's arithmetic.
         """
-        if self._kernel is None or self._kernel[0] != formulas:
-            from mergekit_cl.merge.compiled import pair_kernel
+        from mergekit_cl.merge.compiled import block_kernel
 
-            self._kernel = formulas, pair_kernel(formulas)
-        out = self._arrays("out", like.dtype, len(stored[0]))
-        exact = self._arrays("exact", "F32", len(stored[0]))
-        done = self._kernel[1](stored, bounds, out, exact)
+        if self._kernel is None or self._kernel[0] != formulas:
+            self._kernel = formulas, block_kernel(formulas, self._arrays.like)
+        whole = self._with_residuals(step, stored)
+        if whole is None or not self._are_finite(formulas[0], step, stored):
+            return None
+        out = self._arrays("out", step.dtype, len(stored[0]))
+        exact = self._arrays("exact", step.compute, len(stored[0]))
+        done = self._kernel[1](whole, bounds, out, exact)
         if not done.finite:
             return None
         if not self._report:
             return out, exact, [[] for _ in formulas]
-        return out, exact, compiled_sums(like, stored, out, exact, bounds, done.fallback)
+        return out, exact, compiled_sums(step, stored, out, exact, bounds, done.fallback)
 
     def merge_wide(
         self, step: Step, kernel: Kernel, stored: Sequence[Array]
@@ -71,10 +75,36 @@ class CompiledBlocks:
             (found,) = compiled_sums(step, stored, out, as_array(exact), whole(out), None)
         return out, exact, found
 
+    def _with_residuals(self, step: Step, stored: Sequence[Array]) -> list[Array] | None:
+        """The operands with what rounding took from them given back; None if not finite."""
+        from mergekit_cl.merge.compiled_wide import widen_into
+
+        operands = list(stored)
+        for k, place in enumerate(step.residuals):
+            if place is not None:
+                into = self._arrays(f"operand{k}", step.compute, len(stored[k]))
+                if not widen_into(stored[k], stored[place], into):
+                    return None
+                operands[k] = into
+        return operands
+
+    def _are_finite(self, formula: Formula, step: Step, stored: Sequence[Array]) -> bool:
+        """Whether operands are finite at which neither the formula nor `_with_residuals` looks."""
+        from mergekit_cl.merge.compiled import look
+
+        seen = formula.operands.union(k for k in step.residuals if k is not None)
+        rest = (array for k, array in enumerate(stored) if k not in seen)
+        return not any(look(array, len(array)) for array in rest)
+
+
+def is_compiled(step: Step, *, report: bool) -> bool:
+    """Whether compiled code makes a step and, for a report, sums up all that one says of it."""
+    return step.formula is not None and not (report and step.base is not None)
+
 
 def are_summed_compiled(step: Step) -> bool:
     """Whether compiled code knows every dtype of a step."""
-    return {step.dtype, *(operand.info.dtype for operand in step.operands)} <= WIDENED
+    return {step.dtype, *(operand.info.dtype for operand in step.operands)} <= COMPILED_DTYPES
 
 
 def compiled_sums(

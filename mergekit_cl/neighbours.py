@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from mergekit_cl.merge.formula import PairMean
+from mergekit_cl.merge.formula import differ_by_tensor
 
 if TYPE_CHECKING:
     from mergekit_cl.checkpoint.arrays import Array
@@ -63,8 +63,7 @@ def _one_or_many(steps: list[Step], counts: list[int]) -> Step | Neighbours:
 def _kind(step: Step) -> Hashable:
     """What steps must have in common to be merged by one call of a compiled kernel; else None."""
     formula = step.formula
-    if formula is None or step.merged_numel is not None:
+    if formula is None or step.merged_numel is not None or step.base is not None:
         return None
-    # A kernel takes the numbers of every tensor's Fishers, but one pair of weights.
-    same = formula if isinstance(formula, PairMean) else type(formula)
-    return same, step.dtype, step.sources, step.parents, step.fishers
+    same = type(formula) if differ_by_tensor([formula]) else formula
+    return same, step.dtype, step.compute, step.sources, step.parents, step.fishers, step.residuals

@@ -143,7 +143,7 @@ class Ingredients(NamedTuple):
     more: operands besides the inputs. fishers: for each input the operand with its Fisher, or None.
     float32_for: output dtypes for which float32 arithmetic is close enough to the exact result.
     base: the operand that is the base, if one is read.
-    formula: what the kernel computes, if that is a formula of two inputs.
+    formula: what the kernel computes, if there is a compiled one for that.
     """
 
     kernel: Kernel
@@ -237,9 +237,7 @@ def plan_merge(
                 places,
                 base=made.base,
                 compute=compute,
-                formula=None
-                if added or made.base is not None
-                else _compilable(made.formula, operands, out, compute),
+                formula=made.formula if _is_compilable(operands, out) else None,
             )
             steps[name] = _with_twins(step, ties, resized)
         if vocab == "base" and inputs[0].info.shape != first.shape:
@@ -342,12 +340,9 @@ def compute_dtype(operands: Sequence[Operand], out: str, float32_for: frozenset[
     return "F32" if out in float32_for | {"F64"} else "F64"
 
 
-def _compilable(
-    formula: Formula | None, operands: Sequence[Operand], out: str, compute: str
-) -> Formula | None:
-    """The formula, if compiled kernels know every dtype."""
-    known = {out, *(operand.info.dtype for operand in operands)} <= COMPILED_DTYPES
-    return formula if known and compute == "F32" else None
+def _is_compilable(operands: Sequence[Operand], out: str) -> bool:
+    """Whether compiled kernels know every dtype."""
+    return {out, *(operand.info.dtype for operand in operands)} <= COMPILED_DTYPES
 
 
 def float32_for(operands: int) -> frozenset[str]:

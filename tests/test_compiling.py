@@ -22,6 +22,7 @@ from making import (
     write_model,
     write_sidecar,
 )
+from safetensors.torch import load_file
 
 from mergekit_cl import merging
 from mergekit_cl.checkpoint import open_checkpoint
@@ -34,7 +35,7 @@ from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Selection
 
 
-def two(folder: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> list[Path]:
+def several(folder: Path, dtypes: tuple[torch.dtype, ...]) -> list[Path]:
     paths = []
     for k, dtype in enumerate(dtypes):
         generator = torch.Generator().manual_seed(k)
@@ -47,12 +48,20 @@ def two(folder: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> list[Path]:
 
 
 def averaged(inputs: list[Path]) -> Method:
-    return linear(inputs, weights=(0.3, 0.7), reported=True)
+    rest = len(inputs) - 1
+    return linear(inputs, weights=(0.3, *[0.7 / rest] * rest), reported=True)
+
+
+def moved(inputs: list[Path]) -> Method:
+    """The first moved by what the others differ from it."""
+    rest = inputs[1:]
+    return linear(rest, weights=(0.4,) * len(rest), normalize=False, base=inputs[0])
 
 
 def updated(inputs: list[Path]) -> Method:
     opened = [open_checkpoint(path) for path in inputs]
-    return ema_method(opened, decay=0.99, half_life=None, warmup=False, sidecars=[None, None])
+    none = [None] * len(opened)
+    return ema_method(opened, decay=0.99, half_life=None, warmup=False, sidecars=none)
 
 
 def without(patch: pytest.MonkeyPatch, run: Callable[[], MergeOutcome]) -> MergeOutcome:
@@ -79,29 +88,40 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
 
 
-@pytest.mark.parametrize("method", [averaged, by_fisher, updated])
-@pytest.mark.parametrize("dtypes", [(BF16, BF16), (F32, F32), (BF16, F32), (F16, BF16)])
+@pytest.mark.parametrize("method", [averaged, by_fisher, updated, moved])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(BF16, BF16), (F32, F32), (BF16, F32), (F16, BF16), (F16, F16), (BF16, BF16, BF16)],
+)
 def test_a_merge_is_the_same_with_and_without_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: Callable[[list[Path]], Method],
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
 ) -> None:
-    inputs = two(tmp_path, dtypes)
-    carry = dtypes == (BF16, BF16)
-    plain = without(monkeypatch, lambda: merge(method(inputs), tmp_path / "plain", carry=carry))
+    inputs = several(tmp_path, dtypes)
+    carry = dtypes[0] != F32 and len(set(dtypes)) == 1  # the output has 16 bits
+    report = method is not moved  # a report of a base's differences is torch's
+    options = {"carry": carry, "report": report}
+    plain = without(monkeypatch, lambda: merge(method(inputs), tmp_path / "plain", **options))
     made = counted(monkeypatch)
-    fast = merge(method(inputs), tmp_path / "fast", carry=carry)
-    assert any(made) == (F16 not in dtypes)
+    fast = merge(method(inputs), tmp_path / "fast", **options)
+    assert made
+    assert all(made)
     assert weight_bytes(tmp_path / "fast") == weight_bytes(tmp_path / "plain")
     assert fast.manifest["tensors"] == plain.manifest["tensors"]
     assert fast.manifest["inputs"] == plain.manifest["inputs"]
     if carry:
         kept = [(tmp_path / name / "clmerge/carry.safetensors") for name in ("fast", "plain")]
         assert kept[0].read_bytes() == kept[1].read_bytes()
+    if report:
+        agree(tmp_path / "fast", tmp_path / "plain")
+
+
+def agree(*merged: Path) -> None:
+    """Divergence of both is the same, up to the order of sums."""
     one, other = (
-        json.loads((tmp_path / name / "clmerge/divergence.json").read_bytes())
-        for name in ("fast", "plain")
+        json.loads((folder / "clmerge/divergence.json").read_bytes()) for folder in merged
     )
     for mine, theirs in zip(
         [one["model"], *one["tensors"]], [other["model"], *other["tensors"]], strict=True
@@ -127,12 +147,58 @@ def test_what_is_not_finite_is_named_or_let_through_as_without_them(
     assert "1: w (2 in one block)" in str(error.value.detail)
 
 
-def test_three_inputs_have_no_compiled_form(
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("method", [averaged, by_fisher, updated])
+def test_residuals_are_given_back_as_without_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Callable[[list[Path]], Method],
+    dtype: torch.dtype,
+) -> None:
+    first, *rest = several(tmp_path, (dtype,) * 3)
+    state = tmp_path / "state"
+    merge(updated([first, rest[0]]), state, carry=True)
+    tensors = load_file(state / "model.safetensors")
+    floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    write_sidecar(state, fisher_like(floats, 5))
+    inputs = [state, *rest]
+    without(monkeypatch, lambda: merge(method(inputs), tmp_path / "plain", carry=True))
+    made = counted(monkeypatch)
+    merge(method(inputs), tmp_path / "fast", carry=True)
+    assert made
+    assert all(made)
+    for name in ("model.safetensors", "clmerge/carry.safetensors"):
+        fast, plain = ((tmp_path / k / name).read_bytes() for k in ("fast", "plain"))
+        assert fast == plain
+    agree(tmp_path / "fast", tmp_path / "plain")
+
+
+def test_a_fisher_that_is_only_reported_has_to_be_finite_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = two(tmp_path, (F32, F32))
+    inputs = several(tmp_path, (BF16, BF16))
+    path = inputs[1] / "clmerge/fisher.safetensors"
+    place = open_checkpoint(path).tensors["long"]
+    with path.open("r+b") as stream:  # damaged after it was made: making one refuses this
+        stream.seek(place.offset + 7 * place.nbytes // place.numel)
+        stream.write(b"\xff" * (place.nbytes // place.numel))
+
+    def refused() -> MergeOutcome:
+        with pytest.raises(NonFiniteError, match="NaN or Inf") as error:
+            merge(linear(inputs, reported=True), tmp_path / "out")
+        assert "long (1 in one block)" in str(error.value.detail)
+        return MergeOutcome("", "", {}, None, (), 0, 0)
+
+    refused()
+    without(monkeypatch, refused)
+
+
+def test_a_weighted_sum_has_no_compiled_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = several(tmp_path, (F32, F32))
     made = counted(monkeypatch)
-    merge(linear([*inputs, inputs[0]]), tmp_path / "out")
+    merge(linear(inputs, weights=(1.0, 0.5), normalize=False), tmp_path / "out")
     assert made == []
 
 
@@ -141,7 +207,7 @@ def test_three_inputs_have_no_compiled_form(
 def test_a_merge_of_two_that_is_compiled_loads_no_torch(
     tmp_path: Path, command: str, report: bool
 ) -> None:
-    inputs = two(tmp_path, (BF16, F32))
+    inputs = several(tmp_path, (BF16, F32))
     method = averaged(inputs) if command == "linear-merge" else by_fisher(inputs)
     merge(method, tmp_path / "first", report=report)  # what it needs is compiled by then
     line = [command, *map(str, inputs), "-o", str(tmp_path / "out"), "--quiet"]
@@ -164,14 +230,16 @@ def test_a_merge_of_two_that_is_compiled_loads_no_torch(
 def test_torch_is_loaded_where_something_needs_it(
     tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype], exclude: tuple[str, ...]
 ) -> None:
-    inputs = two(tmp_path, dtypes)
+    inputs = several(tmp_path, dtypes)
     options = OutputOptions(tmp_path / "out", selection=Selection(exclude=exclude))
     plan = make_plan(averaged(inputs), options)
-    slow = F16 in dtypes
-    assert needs_torch(plan, compiled=True, report=True) == slow
+    assert not needs_torch(plan, compiled=True, report=True)
     assert needs_torch(plan, compiled=False, report=False)
-    three = make_plan(linear([*inputs, inputs[0]]), options)
-    assert needs_torch(three, compiled=True, report=False)
+    based = make_plan(moved(inputs), options)
+    assert not needs_torch(based, compiled=True, report=False)
+    assert needs_torch(based, compiled=True, report=True)
+    added = make_plan(linear(inputs, weights=(1.0, 0.5), normalize=False), options)
+    assert needs_torch(added, compiled=True, report=False)
     copied = make_plan(averaged(inputs), replace(options, selection=Selection(exclude=("*",))))
     assert not needs_torch(copied, compiled=False, report=False)
     assert needs_torch(copied, compiled=False, report=True)

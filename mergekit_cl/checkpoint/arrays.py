@@ -50,6 +50,10 @@ class Arrays:
             self._made[key] = empty(dtype, count)
         return self._made[key][:count]
 
+    def like(self, name: str, other: Array) -> Array:
+        """The array of a name in the length and type of another, float32 or float64."""
+        return self(name, {4: "F32", 8: "F64"}[other.itemsize], len(other))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all of them."""
@@ -102,9 +106,12 @@ def as_bytes(block: torch.Tensor) -> memoryview:
 
 
 def widened(array: Array, dtype: str) -> Array:
-    """An array of bfloat16 (its bits) or float32 as float32."""
+    """An array of bfloat16 (its bits), float16 (likewise) or float32 as float32."""
     if dtype == "F32":
         return array
+    if dtype == "F16":
+        half: Array = array.view("float16").astype("float32")
+        return half
     wide: Array = (array.astype("uint32") << 16).view("float32")
     return wide
 

@@ -11,7 +11,7 @@ from mergekit_cl.comparing.comparison import Comparison
 from mergekit_cl.divergence.bits import count_changed
 from mergekit_cl.divergence.conflict import conflict_sums
 from mergekit_cl.divergence.sums import SCRATCH_BUFFERS, Sums, block_sums
-from mergekit_cl.merge.formula import WIDENED
+from mergekit_cl.merge.formula import COMPILED_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class BlockSums:
         sum of squares it is in is not.
         """
         dtypes = {source.info.dtype for source in comparison.sources}
-        if self._compiled and comparison.base is None and dtypes <= WIDENED:
+        if self._compiled and comparison.base is None and dtypes <= COMPILED_DTYPES:
             from mergekit_cl.divergence.compiled import difference_sums
 
             compared = 1 + len(comparison.parents)

@@ -14,7 +14,7 @@ from mergekit_cl.lora.adapter import Adapter
 from mergekit_cl.lora.applying import Applied, Applying, kernel_bytes
 from mergekit_cl.lora.edits import Edit, Replace
 from mergekit_cl.lora.factors import Kept
-from mergekit_cl.merge.formula import WIDENED
+from mergekit_cl.merge.formula import COMPILED_DTYPES
 from mergekit_cl.merge.kernel import Merged
 from mergekit_cl.plan import Action, Operand, Plan, Selection, Step
 
@@ -147,7 +147,7 @@ def _copied(name: str, source: Operand, carry: Carry | None, dtype: str | None) 
 
 def _compilable(operands: Sequence[Operand], out: str) -> bool:
     """Whether compiled code can widen all operands and round to the output."""
-    return {out, *(operand.info.dtype for operand in operands)} <= WIDENED
+    return {out, *(operand.info.dtype for operand in operands)} <= COMPILED_DTYPES
 
 
 def _residual(carry: Carry | None, name: str) -> Operand | None:

@@ -1,7 +1,7 @@
-"""Merges of two inputs in one pass over a block, compiled for this processor.
+"""Merges of one block, compiled for this processor.
 
-The bits are those of merge/linear.py and merge/fisher.py. A block in which anything is not finite
-is only reported: those formulas say what becomes of it.
+The bits are those of merge/linear.py, merge/ema.py and merge/fisher.py. A block in which anything
+is not finite is only reported: those formulas say what becomes of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergekit_cl.merge.formula import Formula, PairFisher, PairMean
+from mergekit_cl.merge.fisher import Scale
+from mergekit_cl.merge.formula import Differences, FisherMean, Formula, Updates
 from mergekit_cl.native.kernel import Array, Kernel
 
 mean_of_pair = Kernel("pair", "mean_of_pair")
 fisher_of_pairs = Kernel("pair", "fisher_of_pairs")
+begin_differences = Kernel("mean", "begin_differences")
+add_difference = Kernel("mean", "add_difference")
+end_differences = Kernel("mean", "end_differences")
+look = Kernel("mean", "look")
+begin_fishers = Kernel("fold", "begin_fishers")
+add_fisher = Kernel("fold", "add_fisher")
+begin_mean = Kernel("fold", "begin_mean")
+fold = Kernel("fold", "fold")
+end_mean = Kernel("fold", "end_mean")
 
 
 class Compiled(NamedTuple):
@@ -28,51 +38,110 @@ class Compiled(NamedTuple):
     fallback: list[int] | None
 
 
-PairKernel = Callable[[Sequence[Array], Array, Array, Array], Compiled]
-"""(stored operands, bounds, out, exact) -> Compiled; fills `out` (rounded) and `exact` (float32).
+BlockKernel = Callable[[Sequence[Array], Array, Array, Array], Compiled]
+"""(operands, bounds, out, exact) -> Compiled; fills `out` (rounded) and `exact`.
 
+operands: as stored, or in the type of `exact`, which is that of the arithmetic: float32 or float64.
 bounds: where in the block each tensor begins, and its end; (tensors + 1,) int64.
 """
 
+Scratch = Callable[[str, Array], Array]
+"""(name, an array) -> one of its length and type, the same for the same name."""
 
-def pair_kernel(formulas: Sequence[Formula]) -> PairKernel:
+
+def block_kernel(formulas: Sequence[Formula], scratch: Scratch) -> BlockKernel:
     """The compiled form of formulas of one kind: one for each tensor of a block."""
-    means = [one for one in formulas if isinstance(one, PairMean)]
-    if means:
-        (formula,) = set(means)
-        return _pair_mean(formula)
-    return _pair_fisher([one for one in formulas if isinstance(one, PairFisher)])
+    fishers = [one for one in formulas if isinstance(one, FisherMean)]
+    if fishers:
+        return _fisher_mean(fishers, scratch)
+    (formula,) = set(formulas)
+    if isinstance(formula, Updates):
+        return _updates(formula, scratch)
+    assert isinstance(formula, Differences)
+    return _differences(formula, scratch)
 
 
-def _pair_mean(formula: PairMean) -> PairKernel:
-    first, second = formula.weights
-    # As weighted_mean: from the input of larger weight, the last of equals.
-    near, far, weight = (0, 1, second) if first > second else (1, 0, first)
-    rounded = np.float32(weight)
-    # A difference of +0 times a negative weight is -0, which would lose a -0.
-    lost_zero = np.float32(0.0) if min(formula.weights) < 0 else np.float32(-0.0)
-
+def _differences(formula: Differences, scratch: Scratch) -> BlockKernel:
     def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
-        bad = mean_of_pair(stored[near], stored[far], rounded, lost_zero, out, exact, len(out))
+        anchor = stored[formula.anchor]
+        terms = [(stored[k], weight) for k, weight in formula.terms]
+        return Compiled(not _subtract(anchor, terms, out, exact, scratch), None)
+
+    return run
+
+
+def _updates(formula: Updates, scratch: Scratch) -> BlockKernel:
+    def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
+        bad = 0
+        # Two buffers in turn, so that the last result lies in `exact`.
+        into = [exact, scratch("state", exact)]
+        state = stored[0]
+        for left, (online, decay) in enumerate(
+            zip(stored[1:], formula.decays, strict=False), 1 - len(formula.decays)
+        ):
+            # The state is nearer unless the online weights are, or as near.
+            near, far, weight = state, online, 1.0 - decay
+            if weight >= decay:
+                near, far, weight = online, state, decay
+            bad |= _subtract(near, [(far, weight)], out, into[left % 2], scratch)
+            state = into[left % 2]
         return Compiled(not bad, None)
 
     return run
 
 
-def _pair_fisher(formulas: Sequence[PairFisher]) -> PairKernel:
-    numbers = np.asarray(
-        [
-            [number for s in one.scales for number in (s.weight, s.factor, s.floor)]
-            for one in formulas
-        ]
-    )
-    with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
-        rounded = numbers.astype(np.float32)
+def _subtract(
+    anchor: Array,
+    terms: Sequence[tuple[Array, float]],
+    out: Array,
+    exact: Array,
+    scratch: Scratch,
+) -> int:
+    """exact = anchor - sum_k w_k (anchor - x_k), rounded into `out`; how much is not finite."""
+    real = exact.dtype.type
+    # A difference of +0 times a negative weight is -0, which would lose a -0.
+    lost_zero = real(0.0 if min(weight for _, weight in terms) < 0 else -0.0)
+    count = len(out)
+    if len(terms) == 1 and real is np.float32 and out.dtype != np.int16:
+        ((far, weight),) = terms
+        return mean_of_pair(anchor, far, real(weight), lost_zero, out, exact, count)
+    total = scratch("total", exact)
+    bad = 0
+    for k, (x, weight) in enumerate(terms):
+        step = add_difference if k else begin_differences
+        bad |= step(anchor, x, real(weight), total, count)
+    return bad | end_differences(anchor, total, lost_zero, out, exact, count)
+
+
+def _fisher_mean(formulas: Sequence[FisherMean], scratch: Scratch) -> BlockKernel:
+    inputs = len(formulas[0].scales)
     decided = np.empty(len(formulas), np.int64)
+    tensors = len(formulas)
 
     def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
-        tensors = len(bounds) - 1
-        bad = fisher_of_pairs(*stored[:4], rounded, out, exact, decided, bounds, tensors)
+        real = exact.dtype.type
+        weights, fishers = stored[:inputs], stored[inputs : 2 * inputs]
+        numbers = [_numbers([one.scales[k] for one in formulas], real) for k in range(inputs)]
+        if inputs == 2 and real is np.float32 and out.dtype != np.int16:
+            both = np.hstack(numbers)
+            operands = (*weights, *fishers)
+            bad = fisher_of_pairs(*operands, both, out, exact, decided, bounds, tensors)
+            return Compiled(not bad, decided.tolist())
+        count = len(out)
+        some, total = scratch("some", exact), scratch("total", exact)
+        bad = begin_fishers(fishers[0], some, count)
+        for fisher in fishers[1:]:
+            bad |= add_fisher(fisher, some, count)
+        for k, (x, fisher) in enumerate(zip(weights, fishers, strict=True)):
+            step = fold if k else begin_mean
+            bad |= step(x, fisher, some, numbers[k], exact, total, bounds, tensors)
+        bad |= end_mean(some, exact, out, decided, bounds, tensors)
         return Compiled(not bad, decided.tolist())
 
     return run
+
+
+def _numbers(scales: Sequence[Scale], real: type[np.floating]) -> Array:
+    """(tensors, 3): weight, factor and floor of an input for each tensor."""
+    with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
+        return np.asarray([[s.weight, s.factor, s.floor] for s in scales]).astype(real)

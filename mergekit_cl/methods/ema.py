@@ -10,7 +10,7 @@ from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.merge.ema import decay_of_half_life, decays, ema_update
-from mergekit_cl.merge.formula import PairMean
+from mergekit_cl.merge.formula import Updates, mean_of
 from mergekit_cl.methods.linear import by_names_of_merge, first_operands, report_operands
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Ingredients, Operand
@@ -44,8 +44,8 @@ def ema_method(
         more, places = report_operands(name, len(inputs), sidecars)
         kernel = first_operands(partial(ema_update, decays=each), len(inputs))
         # Always float32: its residuals are exact, so that updates at once equal updates in turn.
-        pair = PairMean((each[0], 1.0 - each[0])) if len(each) == 1 else None
-        return Ingredients(kernel, more, places, frozenset({"F32", "BF16", "F16"}), None, pair)
+        formula = Updates(each) if len(each) > 1 else mean_of((each[0], 1.0 - each[0]))
+        return Ingredients(kernel, more, places, frozenset({"F32", "BF16", "F16"}), None, formula)
 
     return Method(
         "ema-merge",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import MismatchError, OptionError
 from mergekit_cl.merge.fisher import Fallback, fisher_weighted
-from mergekit_cl.merge.formula import Formula, PairFisher, PairMean
+from mergekit_cl.merge.formula import FisherMean, Formula, mean_of
 from mergekit_cl.merge.kernel import Kernel, Merged
 from mergekit_cl.merge.linear import weighted_mean
 from mergekit_cl.methods.linear import base_operand, report_operands
@@ -75,14 +75,13 @@ def fisher_method(
         formula: Formula | None = None
         if name in per_tensor:
             kernel = partial(fisher_weighted, scales=per_tensor[name], fallback=fallback)
-            first, *rest = per_tensor[name]
-            if fallback == "linear" and len(rest) == 1 and min(resolved) > 0:
-                formula = PairFisher((first, rest[0]))
+            if fallback == "linear" and min(resolved) > 0:
+                formula = FisherMean(tuple(per_tensor[name]))
         elif on_missing == "base" and not _is_buffer(name, full):
             kernel = _last_operand
         else:
             kernel = partial(_linear, count=len(inputs), weights=resolved)
-            formula = PairMean((resolved[0], resolved[1])) if len(inputs) == 2 else None
+            formula = mean_of(resolved)
         place = None if base is None else len(inputs) + len(more)
         closeness = float32_for(len(inputs))
         return Ingredients(kernel, more + with_base, places, closeness, place, formula)

@@ -8,7 +8,7 @@ from functools import partial
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import MismatchError
-from mergekit_cl.merge.formula import PairMean
+from mergekit_cl.merge.formula import Differences, Formula, mean_of
 from mergekit_cl.merge.kernel import Kernel
 from mergekit_cl.merge.linear import weighted_deltas, weighted_mean, weighted_sum
 from mergekit_cl.methods.method import Method, resolve_weights
@@ -35,13 +35,10 @@ def linear_method(
     sidecars = by_names_of_merge(sidecars, checkpoints)
 
     count = len(checkpoints)
-    pair = None
     if normalize or base is None:
-        formula = weighted_mean if normalize else weighted_sum
-        kernel = first_operands(partial(formula, weights=resolved), count)
+        average = weighted_mean if normalize else weighted_sum
+        kernel = first_operands(partial(average, weights=resolved), count)
         closeness = float32_for(count)
-        if normalize and count == 2:
-            pair = PairMean((resolved[0], resolved[1]))
     else:
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), count)
         closeness = float32_for(count + 1)
@@ -51,7 +48,8 @@ def linear_method(
         # The base goes last, behind the Fishers.
         with_base = more if base is None else (*more, base_operand(name, inputs, base))
         place = None if base is None else count + len(more)
-        return Ingredients(kernel, with_base, places, closeness, place, pair)
+        formula = _formula(resolved, place, normalize=normalize)
+        return Ingredients(kernel, with_base, places, closeness, place, formula)
 
     return Method(
         "linear-merge",
@@ -61,6 +59,13 @@ def linear_method(
         sidecars,
         base,
     )
+
+
+def _formula(weights: Sequence[float], base: int | None, *, normalize: bool) -> Formula | None:
+    """What is computed, where compiled code knows it. base: the operand that is the base."""
+    if normalize:
+        return mean_of(weights)
+    return None if base is None else Differences(base, tuple(enumerate(weights)))
 
 
 def by_names_of_merge(

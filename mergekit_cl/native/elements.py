@@ -79,11 +79,29 @@ def _narrow(value, like):
     return lambda value, like: value
 
 
-@njit(inline="always")
 def not_finite(value):
-    """1 for a NaN or an infinity of float32."""
+    """1 for a NaN or an infinity of float32 or float64."""
+    raise NotImplementedError
+
+
+@overload(not_finite, inline="always")
+def _not_finite(value):
+    if value == types.float64:
+        return lambda value: np.uint32((bits_of_double(value) & EXPONENT) == EXPONENT)
     exponent = np.uint32(0x7F800000)
-    return np.uint32((bits_of_float(value) & exponent) == exponent)
+    return lambda value: np.uint32((bits_of_float(value) & exponent) == exponent)
+
+
+def like(value, other):
+    """A float32 or float64 in the type of another, which holds it."""
+    raise NotImplementedError
+
+
+@overload(like, inline="always")
+def _like(value, other):
+    if value == types.float32 and other == types.float64:
+        return lambda value, other: np.float64(value)
+    return lambda value, other: value
 
 
 def rounded(value, like):
@@ -130,6 +148,18 @@ def _rounded(value, like):
 
         return to_float16
     return lambda value, like: np.float32(value)
+
+
+def nearest(value, like):
+    """A finite float32 or float64 rounded to nearest even, as an element like `like`."""
+    raise NotImplementedError
+
+
+@overload(nearest, inline="always")
+def _nearest(value, like):
+    if value == types.float32 and like != types.int16:
+        return lambda value, like: narrow(value, like)
+    return lambda value, like: rounded(np.float64(value), like)
 
 
 def differ(one, other):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 """A flat block: bfloat16 as its bits in uint16, float16 in int16, others as they are."""
 
-Argument = Array | np.float32 | int
+Argument = Array | np.floating[Any] | int
 
 SYMBOL = "kernel"
 
@@ -38,9 +38,9 @@ def can_compile() -> bool:
 class Kernel:
     """One function of one module here, for whatever types it is called with.
 
-    Takes contiguous arrays, of which it gets the addresses, numbers of float32 and integers. Runs
-    without the interpreter's lock, and returns an integer. A kind of argument is numpy's character
-    for a dtype, behind a star for an array.
+    Takes contiguous arrays, of which it gets the addresses, numpy's float32 and float64, and
+    integers. Runs without the interpreter's lock, and returns an integer. A kind of argument is
+    numpy's character for a dtype, behind a star for an array.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -110,7 +110,7 @@ def _kind(argument: Argument) -> str:
         if not argument.flags.c_contiguous:
             raise ValueError("compiled code takes contiguous arrays")
         return f"*{argument.dtype.char}"
-    return "f" if isinstance(argument, np.float32) else "l"
+    return argument.dtype.char if isinstance(argument, np.floating) else "l"
 
 
 def _passed(argument: Argument) -> int | float:
@@ -119,10 +119,10 @@ def _passed(argument: Argument) -> int | float:
         if argument.flags.writeable and argument.size:
             return ctypes.addressof(ctypes.c_char.from_buffer(argument.data))
         return argument.ctypes.data
-    return float(argument) if isinstance(argument, np.float32) else argument
+    return float(argument) if isinstance(argument, np.floating) else argument
 
 
 def _c_type(kind: str) -> type[Any]:
     if kind[0] == "*":
         return ctypes.c_void_p
-    return ctypes.c_float if kind == "f" else ctypes.c_int64
+    return {"f": ctypes.c_float, "d": ctypes.c_double, "l": ctypes.c_int64}[kind]

@@ -95,18 +95,19 @@ def _compiled(
 
     What it gives is None for a block in which something is not finite.
     """
-    if step.formula is None or formula is None:
+    if step.formula is None or formula is None or any(_residuals(step)):
         return None
     from mergekit_cl.divergence.compiled import fisher_sum
-    from mergekit_cl.merge.compiled import pair_kernel
+    from mergekit_cl.merge.compiled import block_kernel
 
-    kernel = pair_kernel([formula])
+    compute = torch_dtype(step.compute)
 
     def squares(stored: Sequence[torch.Tensor], buffers: Buffers) -> Array | None:
         count = stored[0].numel()
         rounded = as_array(buffers("rounded", torch.float32, count))
-        exact = as_array(buffers("exact", torch.float32, count))
+        exact = as_array(buffers("exact", compute, count))
         bounds = np.asarray([0, count], np.int64)
+        kernel = block_kernel([formula], lambda name, _: as_array(buffers(name, compute, count)))
         if not kernel([as_array(x) for x in stored], bounds, rounded, exact).finite:
             return None
         pairs = zip(*_compared(step, stored), strict=True)

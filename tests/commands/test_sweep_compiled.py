@@ -11,7 +11,7 @@ import torch
 
 import mergekit_cl.merge.compiled
 import mergekit_cl.sweep.run
-from mergekit_cl.merge.compiled import PairKernel, pair_kernel
+from mergekit_cl.merge.compiled import BlockKernel, Scratch, block_kernel
 from mergekit_cl.merge.formula import Formula
 from tests.commands.checkpoints import checkpoint, sidecar, weights
 from tests.commands.running import clmerge
@@ -32,11 +32,11 @@ def test_compiled_kernels_predict_what_the_formulas_do(
 
     compiled: list[Formula] = []
 
-    def counted(formula: Formula) -> PairKernel:
-        compiled.append(formula)
-        return pair_kernel(formula)
+    def counted(formulas: list[Formula], scratch: Scratch) -> BlockKernel:
+        compiled.extend(formulas)
+        return block_kernel(formulas, scratch)
 
-    monkeypatch.setattr(mergekit_cl.merge.compiled, "pair_kernel", counted)
+    monkeypatch.setattr(mergekit_cl.merge.compiled, "block_kernel", counted)
 
     def predicted(can_compile: bool) -> Any:
         monkeypatch.setattr(mergekit_cl.sweep.run, "can_compile", lambda: can_compile)
