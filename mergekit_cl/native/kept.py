@@ -11,7 +11,7 @@ from blake3 import blake3
 
 
 def folder() -> Path:
-    """Where it is kept."""
+    """Where it is kept. Raises RuntimeError where nobody knows the user's home."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "clmerge" / "native"
 
@@ -20,7 +20,7 @@ def read(name: str) -> bytes | None:
     """What was kept under a name; None where there is nothing or not all of it."""
     try:
         raw = (folder() / name).read_bytes()
-    except OSError:
+    except (OSError, RuntimeError):
         return None
     digest, content = raw[:32], raw[32:]
     return content if blake3(content).digest() == digest else None
@@ -28,7 +28,7 @@ def read(name: str) -> bytes | None:
 
 def keep(name: str, content: bytes) -> None:
     """Keep it for other processes, if the cache can be written; without it they compile again."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as stream:
             stream.write(blake3(content).digest() + content)

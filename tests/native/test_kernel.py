@@ -97,6 +97,13 @@ def test_without_a_cache_it_compiles_and_says_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert widened([3.0]) == [3.0]
 
+    def unknown() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert widened([4.0]) == [4.0]
+
 
 def test_threads_that_call_at_once_load_it_once(
     cache: Path, monkeypatch: pytest.MonkeyPatch
