@@ -17,8 +17,8 @@ from mergekit_cl.report.html.layout import heading, kind_of, natural
 from mergekit_cl.report.text import shown
 from mergekit_cl.sweep.result import UNITS
 
-DIGITS = 6
-"""Significant digits of a number on the page; divergence.json has all."""
+DIGITS = ".6g"
+"""How a number is given on the page: to six significant digits; divergence.json has all."""
 Described = Mapping[str, tuple[str, Sequence[int]]]
 
 
@@ -177,7 +177,9 @@ def _policy(divergence: Divergence, policy: Policy) -> dict[str, Any]:
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(format(value, DIGITS))
+    if value is None or isinstance(value, int):
+        return value  # first: there are many, and asking whether one is a mapping takes long
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):
