@@ -56,6 +56,8 @@ def _difference(
 ) -> str | None:
     """How another input's tensor differs from the first's, or None."""
     name = tensor.name
+    if twin is not None and (twin.shape, twin.dtype) == (tensor.shape, tensor.dtype):
+        return None
     if twin is None:
         return f"{name}: not in {other.path}"
     if twin.shape != tensor.shape:
@@ -67,6 +69,7 @@ def _difference(
 
 def check_mergeable(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise InputError for fp8, packed or quantised weights, naming the first."""
+    known = MERGEABLE | INTEGERS
     for checkpoint in checkpoints:
         if not checkpoint.tensors:
             raise InputError("the checkpoint holds no tensors", detail=str(checkpoint.path))
@@ -75,7 +78,7 @@ def check_mergeable(checkpoints: Sequence[Checkpoint]) -> None:
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
             raise _quantised(f"{checkpoint.path}: config.json says {method or 'quantised'}")
         for tensor in checkpoint.tensors.values():
-            if tensor.dtype not in MERGEABLE | INTEGERS:
+            if tensor.dtype not in known:
                 raise _quantised(f"{checkpoint.path}: {tensor.name} is {tensor.dtype}")
 
 

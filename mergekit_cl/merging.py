@@ -15,7 +15,7 @@ from mergekit_cl.computing import Computing, Limits, choose_computing
 from mergekit_cl.continuing import finished_tensors, open_carry
 from mergekit_cl.decide.policy import DEFAULT, Policy
 from mergekit_cl.divergence.apart import far_apart
-from mergekit_cl.divergence.summary import Divergence, summarise, to_json
+from mergekit_cl.divergence.summary import Divergence, summarise, verdict_to_json
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
 from mergekit_cl.freshness import StaleFisherCheck, check_recorded, check_twins, stale_sidecars
 from mergekit_cl.identity import describe_run, is_next_update
@@ -219,7 +219,7 @@ def run_merge(method: Method, options: OutputOptions, progress: Start) -> MergeO
             made["updates"] = method.updates
         if method.record is not None:
             made.update(method.record(plan, results))
-        made["verdict"] = None if divergence is None else to_json(divergence)["verdict"]
+        made["verdict"] = None if divergence is None else verdict_to_json(divergence)
         made["seconds"] = round(time.perf_counter() - started, 3)
         made["peak_memory_bytes"] = peak_memory_bytes()
         refused = options.strict and bool((made["verdict"] or {}).get("lossy"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.digesting import checkpoint_digests
@@ -35,10 +34,12 @@ class WholeDigests:
             digest if o.is_whole else self._digests[o.checkpoint][o.info.name]
             for o, digest in zip(step.operands, result.operand_digests, strict=True)
         )
-        return replace(result, operand_digests=found)
+        return result._replace(operand_digests=found)
 
     def complete_all(
         self, plan: Plan, results: Mapping[str, TensorResult]
     ) -> dict[str, TensorResult]:
         """All results of a plan so."""
+        if not self._in_part:
+            return dict(results)
         return {name: self.complete(plan.steps[name], result) for name, result in results.items()}

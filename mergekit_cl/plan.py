@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -24,8 +24,7 @@ from mergekit_cl.vocabulary import Resized, Vocab, check_one_size, describe, fin
 Action = Literal["merged", "copied"]
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """One tensor to read; `info` may have fewer rows than the checkpoint's."""
 
     checkpoint: Checkpoint
@@ -37,8 +36,7 @@ class Operand:
         return self.info.shape == self.checkpoint.tensors[self.info.name].shape
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """How one output tensor comes about.
 
     operands: everything read for it. kernel: None copies the first operand. parents: operands that
@@ -201,11 +199,13 @@ def plan_merge(
             )
     steps = {}
     copied = []
+    parents = tuple(range(len(checkpoints)))
     for name, first in checkpoints[0].tensors.items():
         if name in ties.canonical:
             continue
-        held = [(c, ties.held(c, name) or first) for c in checkpoints]
-        inputs = tuple(Operand(c, _cut(name, info, resized)) for c, info in held)
+        inputs = tuple(
+            [Operand(c, _cut(name, ties.held(c, name) or first, resized)) for c in checkpoints]
+        )
         if not first.is_float:
             newest = newest_integers or is_counter(name)
             steps[name] = _copy(name, inputs[-1 if newest else 0], inputs, None, agree=not newest)
@@ -213,8 +213,7 @@ def plan_merge(
             more, places = fishers(name, len(inputs)) if fishers else ((), (None,) * len(inputs))
             more = tuple(Operand(o.checkpoint, _cut(name, o.info, resized)) for o in more)
             step = _copy(name, inputs[0], inputs, dtype)
-            parents = tuple(range(len(inputs)))
-            step = replace(step, operands=step.operands + more, parents=parents, fishers=places)
+            step = step._replace(operands=step.operands + more, parents=parents, fishers=places)
             steps[name] = _with_twins(step, ties, resized)
             copied.append(name)
         else:
@@ -222,9 +221,9 @@ def plan_merge(
             more = tuple(Operand(o.checkpoint, _cut(name, o.info, resized)) for o in made.more)
             operands = inputs + more
             out = dtype or promote({operand.info.dtype for operand in inputs})
-            parents = tuple(range(len(inputs)))
             added, places = _residual_operands(name, len(operands), carries)
-            compute = compute_dtype(operands, out, made.float32_for)
+            dtypes = {operand.info.dtype for operand in operands}
+            compute = _compute_dtype(dtypes, out, made.float32_for)
             step = Step(
                 name,
                 out,
@@ -237,7 +236,7 @@ def plan_merge(
                 places,
                 base=made.base,
                 compute=compute,
-                formula=made.formula if _is_compilable(operands, out) else None,
+                formula=made.formula if _is_compilable(dtypes, out) else None,
             )
             steps[name] = _with_twins(step, ties, resized)
         if vocab == "base" and inputs[0].info.shape != first.shape:
@@ -284,8 +283,9 @@ def _copy(
 
 def _cut(name: str, info: TensorInfo, resized: Resized) -> TensorInfo:
     """The part of a tensor, merged under `name`, that all inputs have."""
-    shape = resized.shape(name, info)
-    return info if shape == info.shape else replace(info, shape=shape)
+    if name not in resized.rows:
+        return info
+    return info._replace(shape=resized.shape(name, info))
 
 
 def _with_twins(step: Step, ties: Ties, resized: Resized) -> Step:
@@ -303,7 +303,7 @@ def _with_twins(step: Step, ties: Ties, resized: Resized) -> Step:
         return step
     kernel = step.kernel and _shown(step.kernel, len(step.operands))
     operands = step.operands + tuple(added)
-    return replace(step, operands=operands, twins=tuple(twins), kernel=kernel)
+    return step._replace(operands=operands, twins=tuple(twins), kernel=kernel)
 
 
 def _shown(kernel: Kernel, count: int) -> Kernel:
@@ -315,7 +315,7 @@ def _with_tail(step: Step, whole: Operand) -> Step:
     """The step with the rest of its first operand copied behind what it makes."""
     merged = step.operands[0].info.numel
     operands = (whole, *step.operands[1:])
-    return replace(step, shape=whole.info.shape, operands=operands, merged_numel=merged)
+    return step._replace(shape=whole.info.shape, operands=operands, merged_numel=merged)
 
 
 def _residual_operands(
@@ -333,16 +333,19 @@ def _residual_operands(
     return tuple(more), tuple(places)
 
 
-def compute_dtype(operands: Sequence[Operand], out: str, float32_for: frozenset[str]) -> str:
-    """The arithmetic of a tensor: float64 where an operand is, or float32 would show in `out`."""
-    if any(operand.info.dtype == "F64" for operand in operands):
+def _compute_dtype(operands: set[str], out: str, float32_for: frozenset[str]) -> str:
+    """The arithmetic of a tensor: float64 where an operand is, or float32 would show in `out`.
+
+    operands: their dtypes.
+    """
+    if "F64" in operands:
         return "F64"
-    return "F32" if out in float32_for | {"F64"} else "F64"
+    return "F32" if out == "F64" or out in float32_for else "F64"
 
 
-def _is_compilable(operands: Sequence[Operand], out: str) -> bool:
-    """Whether compiled kernels know every dtype."""
-    return {out, *(operand.info.dtype for operand in operands)} <= COMPILED_DTYPES
+def _is_compilable(operands: set[str], out: str) -> bool:
+    """Whether compiled kernels know every dtype; operands: theirs."""
+    return out in COMPILED_DTYPES and operands <= COMPILED_DTYPES
 
 
 def float32_for(operands: int) -> frozenset[str]:

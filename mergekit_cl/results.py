@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mergekit_cl.digest import tensor_digest
 from mergekit_cl.divergence.sums import Sums, total
 
 
-@dataclass(frozen=True)
-class TensorResult:
+class TensorResult(NamedTuple):
     """What is known of an output tensor: digests of it and its operands, sums per parent."""
 
     digest: str

@@ -48,6 +48,8 @@ def find_resized(checkpoints: Sequence[Checkpoint]) -> Resized:
     smallest = 0
     for name, first in checkpoints[0].tensors.items():
         found = [c.tensors[name] for c in checkpoints if name in c.tensors]
+        if all(tensor.shape == first.shape for tensor in found):
+            continue
         counts = [tensor.shape[0] for tensor in found if tensor.shape]
         if (
             len(counts) == len(checkpoints)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +100,7 @@ class Checkpoint:
             and all(self._readers[tensor.name] is reader for tensor in tensors)
         ):  # side by side: one read
             elements = sum(counts)
-            return reader.block(replace(first, shape=(elements,)), 0, elements)
+            return reader.block(first._replace(shape=(elements,)), 0, elements)
         parts = zip(tensors, counts, strict=True)
         return concatenate([self.block(tensor, 0, count) for tensor, count in parts])
 

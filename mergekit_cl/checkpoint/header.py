@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mergekit_cl.checkpoint.dtypes import BITS
 from mergekit_cl.errors import FormatError
@@ -23,8 +23,7 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 _INTEGERS = {int}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What a header says of one tensor; `offset` counts bytes from the start of the file."""
 
     name: str
@@ -116,17 +115,21 @@ def serialize(
     file written so equals the one `safetensors.torch.save_file` writes.
     """
     ordered = sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
-    entries: dict[str, Any] = {}
+    quoted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    lines = []
     if metadata:
-        entries["__metadata__"] = dict(sorted(metadata.items()))
+        lines.append(f'"__metadata__":{quoted(dict(sorted(metadata.items())))}')
     position = 0
     begins = []
     for name, dtype, shape in ordered:
         end = position + math.prod(shape) * BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        lines.append(
+            f'{quoted(name)}:{{"dtype":"{dtype}","shape":[{",".join(map(str, shape))}],'
+            f'"data_offsets":[{position},{end}]}}'
+        )
         begins.append(position)
         position = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text = f"{{{','.join(lines)}}}".encode()
     text += b" " * max(length - 8 - len(text), -len(text) % 8)
     start = 8 + len(text)
     laid_out = tuple(

@@ -93,4 +93,4 @@ def open_remote(files: tuple[RemoteFile, ...], source: RemoteFolder) -> list[Ope
 
 def _is_aligned(tensor: TensorInfo) -> bool:
     # A tensor without bytes can lie anywhere; packed types are never handed out.
-    return not tensor.nbytes or tensor.offset % max(itemsize(tensor.dtype), 1) == 0
+    return tensor.offset % max(itemsize(tensor.dtype), 1) == 0 or not tensor.nbytes

@@ -68,13 +68,14 @@ def summarise(
     policy: what counts as lossy. carried: whether the residuals of rounding are kept.
     """
     model, layer_rows, tensor_rows, covered = [], [], [], []
+    layer = {name: layer_of(name) for name in sums}
     for k, parent in enumerate(parents):
         known = {
             name: one for name, per_parent in sums.items() if (one := per_parent[k]) is not None
         }
         layers: dict[str, list[Sums]] = {}
         for name, one in known.items():
-            layers.setdefault(layer_of(name), []).append(one)
+            layers.setdefault(layer[name], []).append(one)
         summed = total(list(known.values()))
         covered.append(_covered(summed, known))
         whole = _metrics(summed, parent)
@@ -83,8 +84,8 @@ def summarise(
             TensorMetrics(name, parent.path, _metrics(one, parent)) for name, one in known.items()
         ]
         layer_rows += [
-            TensorMetrics(layer, parent.path, _metrics(total(parts), parent))
-            for layer, parts in layers.items()
+            TensorMetrics(name, parent.path, _metrics(total(parts), parent))
+            for name, parts in layers.items()
         ]
     return Divergence(
         tuple(parents),
@@ -118,6 +119,20 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
         **swept,
         "format": FORMAT,
         "parents": [parent.path for parent in divergence.parents],
+        **model_to_json(divergence),
+        "layers": [
+            {"layer": row.name, "parent": row.parent, **row.metrics} for row in divergence.layers
+        ],
+        "tensors": [
+            {"name": row.name, "parent": row.parent, **row.metrics} for row in divergence.tensors
+        ],
+        "verdict": verdict_to_json(divergence),
+    }
+
+
+def model_to_json(divergence: Divergence) -> dict[str, Any]:
+    """What that document says of the model as a whole."""
+    return {
         "model": {
             **{name: _worst(divergence.model, name) for name in NAMES},
             "predicted_loss": max(
@@ -135,21 +150,19 @@ def to_json(divergence: Divergence) -> dict[str, Any]:
             }
             for one, covered in zip(divergence.model, divergence.covered, strict=True)
         ],
-        "layers": [
-            {"layer": row.name, "parent": row.parent, **row.metrics} for row in divergence.layers
+    }
+
+
+def verdict_to_json(divergence: Divergence) -> dict[str, Any]:
+    """Its verdict, with the layers that differ most."""
+    return {
+        "lossy": divergence.verdict.lossy,
+        "reasons": list(divergence.verdict.reasons),
+        "advice": list(divergence.verdict.advice),
+        "worst": [
+            {"layer": row.name, "parent": row.parent, "rel_l2": row.metrics["rel_l2"]}
+            for row in worst_layers(divergence, "rel_l2", 3)
         ],
-        "tensors": [
-            {"name": row.name, "parent": row.parent, **row.metrics} for row in divergence.tensors
-        ],
-        "verdict": {
-            "lossy": divergence.verdict.lossy,
-            "reasons": list(divergence.verdict.reasons),
-            "advice": list(divergence.verdict.advice),
-            "worst": [
-                {"layer": row.name, "parent": row.parent, "rel_l2": row.metrics["rel_l2"]}
-                for row in worst_layers(divergence, "rel_l2", 3)
-            ],
-        },
     }
 
 

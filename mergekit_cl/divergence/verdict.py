@@ -118,12 +118,12 @@ def broken(
         *(f for p in parents for f in of("model", "", p.parent, p.values, policy.model)),
         *(
             f
-            for row in layers
+            for row in (layers if policy.layers else ())
             for f in of("layer", row.name, row.parent, row.metrics, policy.for_layer(row.name))
         ),
         *(
             f
-            for row in tensors
+            for row in (tensors if policy.tensors else ())
             for f in of("tensor", row.name, row.parent, row.metrics, policy.for_tensor(row.name))
         ),
     )

@@ -62,9 +62,9 @@ def tied_head(base: Checkpoint) -> TiedHead | None:
 
 def virtual(base: Checkpoint, tied: TiedHead | None) -> dict[str, TensorInfo]:
     """The head, and its bias, that the file lacks, as an adapter may name them."""
-    found = {copy: replace(info, name=copy) for copy, info in _tied_biases(base).items()}
+    found = {copy: info._replace(name=copy) for copy, info in _tied_biases(base).items()}
     if tied is not None and not tied.stored:
-        found[tied.head] = replace(tied.anchor, name=tied.head)
+        found[tied.head] = tied.anchor._replace(name=tied.head)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from mergekit_cl.checkpoint import Checkpoint
@@ -105,7 +104,7 @@ def base_operand(name: str, inputs: Sequence[Operand], base: Checkpoint) -> Oper
     if tensor is not None and shape and not all(operand.is_whole for operand in inputs):
         rows, *rest = tensor.shape or (0,)
         if rows > shape[0] and tuple(rest) == shape[1:]:
-            tensor = replace(tensor, shape=shape)
+            tensor = tensor._replace(shape=shape)
     if tensor is None or tensor.shape != shape:
         have = "nothing" if tensor is None else str(list(tensor.shape))
         raise MismatchError(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergekit_cl.divergence.summary import Divergence, to_json, worst_layers
+from mergekit_cl.divergence.summary import Divergence, model_to_json, worst_layers
 from mergekit_cl.divergence.verdict import TensorMetrics
 from mergekit_cl.report.amounts import duration, number, size
 from mergekit_cl.report.comparison import name_words
@@ -29,7 +29,7 @@ def merge_document(outcome: MergeOutcome) -> dict[str, Any]:
         "output": str(outcome.target),
         "weights_digest": outcome.manifest["outputs"][0]["weights_digest"],
         "verdict": outcome.manifest.get("verdict"),
-        "model": None if outcome.divergence is None else to_json(outcome.divergence)["model"],
+        "model": None if outcome.divergence is None else model_to_json(outcome.divergence)["model"],
         "notes": list(outcome.notes),
         "seconds": round(seconds, 3),
         "bytes_per_second": round(outcome.bytes_moved / seconds) if seconds else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mergekit_cl.block import BLOCK, BlockWorker
@@ -103,12 +102,10 @@ def measure(step: Step, size: RingSize, report: bool, backend: Backend) -> Rates
 def _on_sample(step: Step, sample: Sample) -> Step:
     """The step with operands of the same dtypes that need no file."""
     operands = tuple(
-        Operand(
-            cast(Checkpoint, sample), replace(operand.info, name=sample.hold(operand.info.dtype))
-        )
-        for operand in step.operands
+        Operand(cast(Checkpoint, sample), info._replace(name=sample.hold(info.dtype)))
+        for _, info in step.operands
     )
-    return replace(step, operands=operands)
+    return step._replace(operands=operands)
 
 
 def _cpu_rate(step: Step, report: bool, hashed: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +138,7 @@ def _inputs(step: Step) -> list[Operand]:
     inputs = list(step.operands[: len(step.parents)])
     if step.merged_numel is not None:
         shape = inputs[1].info.shape
-        inputs[0] = Operand(inputs[0].checkpoint, replace(inputs[0].info, shape=shape))
+        inputs[0] = Operand(inputs[0].checkpoint, inputs[0].info._replace(shape=shape))
     return inputs
 
 

@@ -10,15 +10,15 @@ from mergekit_cl.comparing.report import Report, document
 from mergekit_cl.decide.policy import LOSSY_BELOW, Policy, is_broken
 from mergekit_cl.divergence.layers import layer_of
 from mergekit_cl.divergence.metrics import NAMES
-from mergekit_cl.divergence.summary import Divergence, to_json
+from mergekit_cl.divergence.summary import Divergence, model_to_json, verdict_to_json
 from mergekit_cl.divergence.verdict import TensorMetrics, broken
 from mergekit_cl.repeating import command_again
 from mergekit_cl.report.html.layout import heading, kind_of, natural
 from mergekit_cl.report.text import shown
 from mergekit_cl.sweep.result import UNITS
 
-DIGITS = 6
-"""Significant digits of a number on the page; divergence.json has all."""
+DIGITS = ".6g"
+"""How a number is given on the page: to six significant digits; divergence.json has all."""
 Described = Mapping[str, tuple[str, Sequence[int]]]
 
 
@@ -85,15 +85,16 @@ def update_size(metrics: Mapping[str, float | None]) -> float | None:
 
 
 def _numbers(divergence: Divergence, described: Described) -> dict[str, Any]:
-    said = to_json(divergence)
-    sweep = said.get("sweep")
+    sweep = divergence.sweep
     paths = [parent.path for parent in divergence.parents]
     names = list(dict.fromkeys(row.name for row in divergence.tensors))
-    layers = sorted({layer_of(name) for name in names}, key=natural)
-    kinds = sorted({kind_of(name) for name in names}, key=natural)
+    layer = [layer_of(name) for name in names]
+    kind = [kind_of(name) for name in names]
+    layers = sorted(set(layer), key=natural)
+    kinds = sorted(set(kind), key=natural)
     dtypes = sorted({one[0] for one in described.values()})
-    layer_at = {layer: k for k, layer in enumerate(layers)}
-    kind_at = {kind: k for k, kind in enumerate(kinds)}
+    layer_at = {name: k for k, name in enumerate(layers)}
+    kind_at = {name: k for k, name in enumerate(kinds)}
     dtype_at = {dtype: k for k, dtype in enumerate(dtypes)}
     tensor_rows = _by_parent(divergence.tensors, paths)
     sizes = [
@@ -102,9 +103,9 @@ def _numbers(divergence: Divergence, described: Described) -> dict[str, Any]:
     ]
     return {
         "parents": paths,
-        "verdict": said["verdict"],
-        "model": said["model_by_parent"],
-        "sweep": sweep,
+        "verdict": verdict_to_json(divergence),
+        "model": model_to_json(divergence)["model_by_parent"],
+        "sweep": None if sweep is None else dict(sweep),
         "sweep_unit": None if sweep is None else UNITS[sweep["measure"]],
         "smaller_is_worse": list(LOSSY_BELOW),
         "kinds": kinds,
@@ -115,8 +116,8 @@ def _numbers(divergence: Divergence, described: Described) -> dict[str, Any]:
         },
         "tensors": {
             "names": names,
-            "layer": [layer_at[layer_of(name)] for name in names],
-            "kind": [kind_at[kind_of(name)] for name in names],
+            "layer": [layer_at[name] for name in layer],
+            "kind": [kind_at[name] for name in kind],
             "dtype": [dtype_at[described[n][0]] if n in described else None for n in names],
             "shape": [list(described[n][1]) if n in described else None for n in names],
             "values": _columns(tensor_rows, names),
@@ -145,8 +146,9 @@ def _columns(
 ) -> dict[str, list[list[float | None]]]:
     """{metric: [parent][name]}, of the metrics that anything has."""
     empty: dict[str, float | None] = {}
+    by_parent_and_name = [[rows.get(name, empty) for name in names] for rows in by_parent]
     columns = {
-        metric: [[rows.get(name, empty).get(metric) for name in names] for rows in by_parent]
+        metric: [[row.get(metric) for row in rows] for rows in by_parent_and_name]
         for metric in NAMES
     }
     return {
@@ -175,7 +177,9 @@ def _policy(divergence: Divergence, policy: Policy) -> dict[str, Any]:
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(format(value, DIGITS))
+    if value is None or isinstance(value, int):
+        return value  # first: there are many, and asking whether one is a mapping takes long
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):
