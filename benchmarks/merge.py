@@ -3,11 +3,12 @@
     python benchmarks/merge.py --work DIR [--layers 22] [--runs 3]
 
 Rows run in turn, each in a process of its own that loads torch before its clock starts; the
-smallest of `--runs` counts, and ratios are to the floor of the same state of the page cache. Floor:
-two threads read all inputs, write as many bytes as the output has, fsync. "cold" evicts the
-inputs from the page cache first. "bound by" is the share of their time that the cores computed.
-Memory: the largest anonymous resident set during the row, less
-what it was before. The load-everything script is what people write: two state dicts, one
+smallest of `--runs` counts, and ratios are to the floor above of the same state of the page cache.
+Floor: two threads read all inputs, write as many bytes as the output has, fsync. "cold" evicts the
+inputs from the page cache first. "three" is a linear merge of three models, "ema" an update of a
+state whose residuals are given back and kept. "bound by" is the share of their time that the cores
+computed. Memory: the largest anonymous resident set during the row, less what it was before.
+The load-everything script is what people write: two state dicts, one
 expression, save_file.
 """
 
@@ -22,21 +23,34 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import PIECE, Peak, evict, lacks_room, machine, table, touch
 
-ROWS = ("floor", "linear", "linear+report", "fisher floor", "fisher", "fisher+report", "load all")
+ROWS = ("linear floor", "linear", "linear+report", "load all", "three floor", "three")
+ROWS += ("ema floor", "ema", "fisher floor", "fisher", "fisher+report")
+MODELS = {"three": ("a", "b", "c"), "ema": ("state", "b")}
+BESIDE = {"fisher": "fisher.safetensors", "ema": "carry.safetensors"}
 THREADS = min(len(os.sched_getaffinity(0)), 8)
 
 
-def inputs(work: Path, fisher: bool) -> list[Path]:
-    files = [f for name in "ab" for f in sorted((work / name).glob("*.safetensors"))]
-    if fisher:
-        files += [work / name / "clmerge" / "fisher.safetensors" for name in "ab"]
-    return files
+def inputs(work: Path, row: str) -> list[Path]:
+    kind = row.split()[0].partition("+")[0]
+    models = [work / name for name in MODELS.get(kind, ("a", "b"))]
+    files = [f for model in models for f in sorted(model.glob("*.safetensors"))]
+    beside = [model / "clmerge" / BESIDE[kind] for model in models if kind in BESIDE]
+    return files + [path for path in beside if path.exists()]
+
+
+def output_bytes(work: Path, row: str) -> int:
+    """Of weights, and of an average's residuals."""
+    kept = [*(work / "a").glob("*.safetensors")]
+    if row.startswith("ema"):
+        kept.append(work / "state" / "clmerge" / "carry.safetensors")
+    return sum(file.stat().st_size for file in kept)
 
 
 def floor(files: list[Path], written: int, out: Path) -> None:
@@ -67,11 +81,12 @@ def floor(files: list[Path], written: int, out: Path) -> None:
 def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
     """What a row does, everything it needs imported."""
     if "floor" in row:
-        written = sum(f.stat().st_size for f in sorted((work / "a").glob("*.safetensors")))
-        files = inputs(work, row.startswith("fisher"))
+        files, written = inputs(work, row), output_bytes(work, row)
         return lambda: floor(files, written, out)
     if row == "load all":
         return _load_all(work, out)
+    if row == "ema":
+        return lambda: _update(work / "state", work / "b", out)
     from mergekit_cl.checkpoint import open_checkpoint
     from mergekit_cl.merging import OutputOptions, run_merge
     from mergekit_cl.methods.fisher import fisher_method
@@ -80,14 +95,13 @@ def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
     from mergekit_cl.report.progress import no_progress
     from mergekit_cl.sidecar import sidecar_of
 
-    report = row.endswith("+report")
+    kind, _, report = row.partition("+")
 
     def run() -> None:
-        models = [open_checkpoint(work / name) for name in "ab"]
-        if row.startswith("linear"):
-            method = linear_method(
-                models, weights=None, normalize=True, base=None, sidecars=[None, None]
-            )
+        models = [open_checkpoint(work / name) for name in MODELS.get(kind, ("a", "b"))]
+        if kind != "fisher":
+            none = [None] * len(models)
+            method = linear_method(models, weights=None, normalize=True, base=None, sidecars=none)
         else:
             method = fisher_method(
                 models,
@@ -101,9 +115,24 @@ def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
                 allow_mixed=False,
                 selection=Selection(),
             )
-        run_merge(method, OutputOptions(out, report=report), no_progress)
+        run_merge(method, OutputOptions(out, report=bool(report)), no_progress)
 
     return run
+
+
+def _update(state: Path, online: Path, out: Path) -> None:
+    """One step of an average, with its residuals."""
+    from mergekit_cl.carry import find_carry
+    from mergekit_cl.checkpoint import open_checkpoint
+    from mergekit_cl.merging import OutputOptions, run_merge
+    from mergekit_cl.methods.ema import ema_method
+    from mergekit_cl.report.progress import no_progress
+
+    models = [open_checkpoint(state), open_checkpoint(online)]
+    none = [None, None]
+    method = ema_method(models, decay=0.9, half_life=None, warmup=False, sidecars=none)
+    method = replace(method, carries=[find_carry(models[0])])
+    run_merge(method, OutputOptions(out, report=False, carry=True), no_progress)
 
 
 def _load_all(work: Path, out: Path) -> Callable[[], None]:
@@ -142,7 +171,7 @@ def measure(row: str, work: Path, cold: bool) -> dict[str, float]:
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    files = inputs(work, "fisher" in row)
+    files = inputs(work, row)
     (evict if cold else touch)(files)
     command = [sys.executable, __file__, "--child", row, "--work", str(work)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -164,16 +193,19 @@ def main() -> None:
         return
     from benchmarks.synthetic import write_model, write_sidecar
 
-    if not (given.work / "b/clmerge/fisher.safetensors").exists():
-        # Two models, two sidecars and an output, of 100 MB per layer each at most.
-        if (reason := lacks_room(given.work, 5 * (given.layers * 10**8 + 3 * 10**8))) is not None:
-            raise SystemExit(reason)
-    elif (reason := lacks_room(given.work, given.layers * 10**8 + 3 * 10**8)) is not None:
+    # Models, sidecars, an average with its residuals and an output, of 100 MB per layer each.
+    needed = 2 if (given.work / "state").exists() else 15
+    if (reason := lacks_room(given.work, needed * (given.layers + 3) * 10**8)) is not None:
         raise SystemExit(reason)
+    rows = given.rows.split(",")
     for name, seed in (("a", 1), ("b", 2)):
         write_model(given.work / name, given.layers, seed)
-        write_sidecar(given.work / name, seed)
-    rows = given.rows.split(",")
+        if "fisher" in rows:
+            write_sidecar(given.work / name, seed)
+    if "three" in rows:
+        write_model(given.work / "c", given.layers, 3)
+    if "ema" in rows and not (given.work / "state").exists():
+        _update(given.work / "a", given.work / "b", given.work / "state")
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         r: {"cold": [], "warm": []} for r in rows
     }
@@ -183,7 +215,8 @@ def main() -> None:
                 found[row][state].append(measure(row, given.work, state == "cold"))
     lines = []
     for row in rows:
-        base = "fisher floor" if row.startswith("fisher") else "floor"
+        kind = row.split()[0].partition("+")[0]
+        base = f"{kind if f'{kind} floor' in rows else 'linear'} floor"
         cells = [row]
         for state in ("cold", "warm"):
             best = min(found[row][state], key=lambda one: one["seconds"])
