@@ -1,4 +1,4 @@
-"""What tests of interrupted commands share: the server that forks them, and prepared places."""
+"""What tests of interruptions share: a server that forks, prepared places, moments to stop at."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def expected(
     from interrupted import prepared
 
     return prepared(request.param, tmp_path_factory.mktemp("prepared"), forks)
+
+
+@pytest.fixture
+def a_span_for_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one for several small ones, so that there is a moment between any two of them."""
+    from mergekit_cl import stream
+
+    monkeypatch.setattr(stream, "gather", lambda steps, most: iter(steps))

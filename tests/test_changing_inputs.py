@@ -13,19 +13,13 @@ import pytest
 import torch
 from making import files_below, linear, merge, model_tensors, silent, weight_bytes, write_model
 
-from mergekit_cl import stream
 from mergekit_cl.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergekit_cl.checkpoint.positioned import PositionedFile
 from mergekit_cl.errors import InputError, Interrupted, OutputError
 
+pytestmark = pytest.mark.usefixtures("a_span_for_each_tensor")
 LIMIT = 900
 CHANGED = "model.embed_tokens.weight"
-
-
-@pytest.fixture(autouse=True)
-def a_span_for_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one for several small ones: there would be no moment between them."""
-    monkeypatch.setattr(stream, "gather", lambda steps, most: iter(steps))
 
 
 @pytest.fixture

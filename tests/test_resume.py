@@ -26,19 +26,13 @@ from making import (
     write_sidecar,
 )
 
-from mergekit_cl import stream
 from mergekit_cl.errors import ClmergeError, Interrupted, OptionError, OutputError
 from mergekit_cl.output import publish, staging
 from mergekit_cl.output.journal import Journal
 from mergekit_cl.output.shards import ShardFiles
 
+pytestmark = pytest.mark.usefixtures("a_span_for_each_tensor")
 LIMIT = 900  # bytes per file: several files, some of several tensors
-
-
-@pytest.fixture(autouse=True)
-def a_span_for_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one for several small ones: there would be no moment between them."""
-    monkeypatch.setattr(stream, "gather", lambda steps, most: iter(steps))
 
 
 @pytest.fixture

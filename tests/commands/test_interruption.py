@@ -21,11 +21,13 @@ from tests.commands.checkpoints import sidecar, weights
 from tests.commands.running import clmerge, failure_lines, refused
 from tests.commands.trees import same_but_for_cost, snapshot
 
+pytestmark = pytest.mark.usefixtures("a_span_for_each_tensor")
 SHARDS = ("--shard-size", "600")  # a file for each tensor of the small checkpoints but the last
 SLOW = """
 import sys, time
-import mergekit_cl.block
+import mergekit_cl.block, mergekit_cl.stream
 from mergekit_cl.cli import main
+mergekit_cl.stream.gather = lambda steps, most: iter(steps)
 whole = mergekit_cl.block.BlockWorker.run
 def slow(*arguments):
     time.sleep(0.3)
