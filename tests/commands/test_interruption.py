@@ -21,6 +21,8 @@ from tests.commands.checkpoints import sidecar, weights
 from tests.commands.running import clmerge, failure_lines, refused
 from tests.commands.trees import same_but_for_cost, snapshot
 
+pytestmark = pytest.mark.usefixtures("whole_pages")  # a process makes them
+
 SHARDS = ("--shard-size", "600")  # a file for each tensor of the small checkpoints but the last
 SLOW = """
 import sys, time
