@@ -1,4 +1,4 @@
-"""A `clmerge` for scripts that give many commands: a fork of one process that has imported all.
+"""`clmerge` and `python -m` for scripts that give many commands: forks of one process.
 
 A process of its own loads torch and transformers first, which takes seconds and is tested
 elsewhere. A command is given here what a process is given: a command line, a folder, an environment
@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,21 +48,27 @@ IMPORTS = (
 CLIENT = """\
 #!{python} -SE
 import json, os, socket, sys
-given = {{"line": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+name, line = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name == "python" and line[:1] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *line])
+words = line[1:] if name == "python" else ["mergekit_cl", *line]
+given = {{"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({address!r})
     socket.send_fds(server, [json.dumps(given).encode()], [0, 1, 2])
     sys.exit(int(server.recv(16) or 70))
 """
+# What the examples' settings say, and libraries read when they are loaded.
+SETTINGS = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Path]:
-    """A program for a PATH, while its server runs."""
+    """`clmerge` and `python` in a folder, for a PATH, while their server runs; gives the former."""
     address = f"\0clmerge-{uuid4()}"  # no file, whose path might be too long for a socket
-    program = folder / "clmerge"
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
-    program.chmod(0o755)
+    for name in ("clmerge", "python"):
+        (folder / name).write_text(CLIENT.format(python=sys.executable, address=address))
+        (folder / name).chmod(0o755)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(address)
         listening.listen()
@@ -68,10 +76,11 @@ def serving(folder: Path) -> Iterator[Path]:
             [sys.executable, "-m", "tests.served", str(listening.fileno())],
             pass_fds=[listening.fileno()],
             cwd=ROOT,
+            env=os.environ | SETTINGS,
             start_new_session=True,
         )
     try:
-        yield program
+        yield folder / "clmerge"
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # and what a test that failed has left
         server.wait()
@@ -99,8 +108,6 @@ def serve(descriptor: int) -> None:
 
 
 def _run(given: dict[str, Any], streams: list[int], client: socket.socket) -> NoReturn:
-    from mergekit_cl.cli import main
-
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -108,10 +115,17 @@ def _run(given: dict[str, Any], streams: list[int], client: socket.socket) -> No
     os.environ.update(given["environment"])
     os.chdir(given["folder"])
     code = 70
+    sys.argv = given["words"]
     try:
-        main(given["line"])
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    except BaseException:
+        code = 1
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
