@@ -56,9 +56,13 @@ test test-long fuzz: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test test-long fuzz: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),PASSIVE)
 test test-long fuzz: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# WORKERS=N processes, each of which runs whole files of tests, since the tests of one share models.
+WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
 	$(say) "pytest"
-	@$(BIN)/python -m pytest -m "not long"
+	@$(PYTEST) -m "not long"
 
 # SEED=N draws other ones.
 fuzz: $(READY)
@@ -68,7 +72,7 @@ fuzz: $(READY)
 # The suite runs the examples with hardly any steps; here they run in full, three quarters of an hour.
 test-long: lint
 	$(say) "pytest, the long tests too"
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 	@$(MAKE) --no-print-directory fuzz demo examples
 
 clean:

@@ -1,4 +1,4 @@
-"""What tests of interruptions share: a server that forks, prepared places, moments to stop at."""
+"""What tests share: how hypothesis runs, how large pages are, forked commands, moments to stop at."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+from short_pages import make_pages_short, make_pages_whole
 
 if TYPE_CHECKING:
     from forked import Forks
     from interrupted import Expected
+
+# How long an example takes says something of the machine, and nothing of what is tested.
+settings.register_profile("clmerge", deadline=None)
+settings.load_profile("clmerge")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_pages() -> None:
+    make_pages_short()
+
+
+@pytest.fixture(scope="module")
+def whole_pages() -> Iterator[None]:
+    """Pages as users get them, for the tests of a module that looks at pages."""
+    make_pages_whole()
+    yield
+    make_pages_short()
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,7 @@ def forking() -> Iterator[Forks]:
 def serve() -> None:
     """Import what commands need, then fork for every line of stdin."""
     import torch
+    import yaml  # noqa: F401
 
     import mergekit_cl.cli
     import mergekit_cl.commands.ema_merge
@@ -99,16 +100,20 @@ def serve() -> None:
     import mergekit_cl.commands.linear_merge
     import mergekit_cl.commands.verify
     import mergekit_cl.identity
+    import mergekit_cl.merge.rounding
     import mergekit_cl.merging
     import mergekit_cl.methods.ema
     import mergekit_cl.methods.fisher
     import mergekit_cl.methods.linear
+    import mergekit_cl.policyfile
     import mergekit_cl.remote_merge
     import mergekit_cl.report.merge
     import mergekit_cl.verifying
     from mergekit_cl.output import publish
     from tests import steps
+    from tests.short_pages import make_pages_short
 
+    make_pages_short()
     torch.set_num_threads(1)  # no pool of threads exists when a process is forked
     for text in sys.stdin:
         request = json.loads(text)

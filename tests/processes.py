@@ -13,10 +13,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+LOADED = ("torch.distributed", "torch.nn.parallel", "transformers.modeling_utils")
+
 
 def together(world: int, work: Callable[..., Any], place: Path, *given: Any) -> list[Any]:
     """What `work(rank, *given)` returns in each of `world` processes of one gloo group."""
-    multiprocessing.spawn(_run, (world, work, place, given), nprocs=world, join=True)
+    # Forked from a process that has loaded what takes seconds, and has no threads.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(LOADED))
+    multiprocessing.start_processes(
+        _run, (world, work, place, given), nprocs=world, join=True, start_method="forkserver"
+    )
     return [torch.load(place / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 

@@ -26,6 +26,8 @@ from tests.commands.running import clmerge
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, CDPSession, Page
 
+pytestmark = pytest.mark.usefixtures("whole_pages")
+
 OPENS_WITHIN = 3.0
 LAYERS, EXPERTS, KINDS = 50, 200, ("up_proj", "down_proj")
 HOSTILE = (

@@ -17,6 +17,8 @@ from tests.commands.checkpoints import sidecar, weights
 from tests.commands.running import clmerge, process, refused
 from tests.commands.trees import same_but_for_cost, snapshot
 
+pytestmark = pytest.mark.usefixtures("whole_pages")  # a process makes them
+
 MERGES = ["linear-merge", "fisher-merge"]
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.commands.running import clmerge
 
+pytestmark = pytest.mark.usefixtures("whole_pages")
+
 PAGE = Path("merged/clmerge/report.html")
 
 

@@ -21,7 +21,9 @@ from tests.commands.checkpoints import sidecar, weights
 from tests.commands.running import clmerge, failure_lines, refused
 from tests.commands.trees import same_but_for_cost, snapshot
 
-pytestmark = pytest.mark.usefixtures("a_span_for_each_tensor")
+# Real processes make whole pages.
+pytestmark = pytest.mark.usefixtures("a_span_for_each_tensor", "whole_pages")
+
 SHARDS = ("--shard-size", "600")  # a file for each tensor of the small checkpoints but the last
 SLOW = """
 import sys, time

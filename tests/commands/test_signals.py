@@ -19,6 +19,8 @@ from tests.commands.test_interruption import (
 )
 from tests.commands.trees import same_but_for_cost, snapshot
 
+pytestmark = pytest.mark.usefixtures("whole_pages")  # a process makes them
+
 LINE = ("linear-merge", "a", "b", *SHARDS, "--threads", "1")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from mergekit_cl.tuning.reading import read_config
 from tests.examples.test_runs import needs
 from tests.examples.test_runs import run as run_all
+from tests.served import serving
 from tests.tiny_models import WORDS, tiny_bert_classifier
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +37,10 @@ def write_rows(path: Path, words: list[str], count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What the first script makes, of a tiny model and a few words, and the released model."""
     demo = tmp_path_factory.mktemp("demo")
+    (demo / "bin").mkdir()
     place = demo / "recipes"
     (place / "text").mkdir(parents=True)
     tiny_bert_classifier(place / "base", labels=LABELS)
@@ -50,21 +52,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(
             place / f"text/hour-{hour}.jsonl", DOMAINS["films" if hour < 3 else "tweets"], 60
         )
-    script(demo, "release.sh")
-    return demo
+    with serving(demo / "bin"):
+        script(demo, "release.sh")
+        yield demo
 
 
 def script(demo: Path, name: str) -> str:
     """Run one recipe; gives what it said."""
-    commands = demo / "bin"
-    commands.mkdir(exist_ok=True)
-    (commands / "clmerge").write_text(f'#!/bin/sh\nexec {sys.executable} -m mergekit_cl "$@"\n')
-    (commands / "clmerge").chmod(0o755)
     environment = os.environ | {
         "CLMERGE_DEMO": str(demo),
         "CLMERGE_QUICK": "1",
         "PYTHONPATH": str(ROOT),
-        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{demo / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
         ["bash", RECIPES / name],

@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.served import serving
 from tests.tiny_models import TEXTS, WORDS, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,14 @@ def variant(place: Path, name: str, *, seed: int, size: float) -> None:
     save_file(moved, place / name / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.fixture(scope="module")
+def clmerge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with serving(tmp_path_factory.mktemp("bin")) as program:
+        yield program
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, clmerge: Path) -> Path:
     """Models a, b and `broken`, their rows, and commands in place of those that would download."""
     tiny_llama(tmp_path / "base", seed=1)
     variant(tmp_path, "a", seed=1, size=0.02)
@@ -52,13 +59,10 @@ def place(tmp_path: Path) -> Path:
     commands = tmp_path / "bin"
     commands.mkdir()
     real = f'exec {sys.executable} "$@"'
-    scripts = {
-        "clmerge": f'exec {sys.executable} -m mergekit_cl "$@"',
-        "python": f'if [ "$2" = pip ]; then echo "$@" >>"{tmp_path}/pip"; else {real}; fi',
-    }
-    for name, script in scripts.items():
-        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
-        (commands / name).chmod(0o755)
+    script = f'if [ "$2" = pip ]; then echo "$@" >>"{tmp_path}/pip"; else {real}; fi'
+    (commands / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (commands / "python").chmod(0o755)
+    (commands / "clmerge").symlink_to(clmerge)
     return tmp_path
 
 

@@ -20,6 +20,8 @@ from tests.training_runs import lines_of, write_labelled, write_text
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.usefixtures("whole_pages")
+
 HOSTILE = "</script><script>alert(1)</script>"
 CONFIG = """\
 model: base

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from processes import free_port
 from safetensors.torch import load_file
+from served import serving
 from tiny_models import tiny_bert_classifier, tiny_llama
 from training_runs import config_of, steps_of, trained, write_labelled, write_text
 
@@ -57,6 +59,37 @@ def launch(path: Path, config: Config, *line: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def clmerge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with serving(tmp_path_factory.mktemp("bin")) as program:
+        yield program
+
+
+def together(clmerge: Path, path: Path, config: Config, *line: str) -> tuple[str, str]:
+    """stdout and stderr of two processes that get what torchrun gives them, and start at once."""
+    path.write_text(config_text(config))
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = [
+        subprocess.Popen(
+            [clmerge, "train", path, "--json", *line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [one.communicate(timeout=120) for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    out, err = map("".join, zip(*said, strict=True))
+    assert [one.returncode for one in running] == [0, 0], err
+    return out, err
+
+
 def distance(one: Path, other: Path, file: str) -> float:
     """The greatest relative difference of a tensor, in norm."""
     mine, theirs = (load_file(next(run.glob(f"state/*/{file}"))) for run in (one, other))
@@ -69,13 +102,16 @@ def distance(one: Path, other: Path, file: str) -> float:
 
 @pytest.mark.parametrize("shard", [False, True], ids=["whole", "fsdp2"])
 def test_two_processes_learn_what_one_does_in_two_dozen_steps(
-    tmp_path: Path, config: Config, shard: bool
+    tmp_path: Path, config: Config, shard: bool, clmerge: Path
 ) -> None:
     trained(config)
     again = config.model_copy(update={"output": str(tmp_path / "two"), "shard": shard})
-    running = launch(tmp_path / "two.yaml", again)
-    out, err = running.communicate(timeout=240)
-    assert running.returncode == 0, err
+    if shard:
+        out, err = together(clmerge, tmp_path / "two.yaml", again)
+    else:
+        running = launch(tmp_path / "two.yaml", again)
+        out, err = running.communicate(timeout=240)
+        assert running.returncode == 0, err
     assert json.loads(out)["state"] == "finished"  # one document, by one of them
     assert "Warning" not in err, err
     for file in ("weights", "average", "tracks", "protection"):
@@ -100,7 +136,7 @@ def test_two_processes_learn_what_one_does_in_two_dozen_steps(
     assert (tmp_path / "two/model/clmerge/fisher.safetensors").is_file()
 
 
-def test_an_adapter_is_trained_by_two_processes(tmp_path: Path) -> None:
+def test_an_adapter_is_trained_by_two_processes(tmp_path: Path, clmerge: Path) -> None:
     labels = ("negative", "positive")
     calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     tiny_bert_classifier(tmp_path / "model", labels=labels, **calm)
@@ -111,9 +147,7 @@ def test_an_adapter_is_trained_by_two_processes(tmp_path: Path) -> None:
     )
     trained(config)
     again = config.model_copy(update={"output": str(tmp_path / "two")})
-    running = launch(tmp_path / "two.yaml", again)
-    _, err = running.communicate(timeout=240)
-    assert running.returncode == 0, err
+    together(clmerge, tmp_path / "two.yaml", again)
     assert distance(tmp_path / "one", tmp_path / "two", "weights.safetensors") < 1e-5
 
 
@@ -139,18 +173,13 @@ def test_interrupted_in_two_processes_a_run_is_resumed_in_one(
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapter"])
 def test_two_processes_find_the_lambda_that_one_finds(
-    tmp_path: Path, config: Config, lora: dict[str, int] | None
+    tmp_path: Path, config: Config, lora: dict[str, int] | None, clmerge: Path
 ) -> None:
     auto = {"lambda": "auto", "samples": 8, "auto": {"candidates": [1.0, 100.0], "steps": 2}}
     both = {**config.model_dump(by_alias=True), "ewc": auto, "lora": lora, "fisher": False}
     trained(Config.model_validate(both))
-    running = launch(tmp_path / "two.yaml", Config.model_validate(both), "-o", f"{tmp_path}/two")
-    try:
-        _, err = running.communicate(timeout=120)
-    finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == 0, err
+    other = Config.model_validate(both)
+    together(clmerge, tmp_path / "two.yaml", other, "-o", f"{tmp_path}/two")
     mine, theirs = (json.loads((tmp_path / run / FILE).read_text()) for run in ("one", "two"))
     assert mine["chosen"] == theirs["chosen"]
     assert len(mine["trials"]) == len(theirs["trials"]) == 3
