@@ -1,4 +1,4 @@
-"""What tests share: how hypothesis runs, how large pages are, forked commands, moments to stop at."""
+"""What tests share: hypothesis, the size of pages, forked commands, moments to stop at."""
 
 from __future__ import annotations
 
