@@ -54,7 +54,7 @@ def block_kernel(formulas: Sequence[Formula], scratch: Scratch) -> BlockKernel:
     fishers = [one for one in formulas if isinstance(one, FisherMean)]
     if fishers:
         return _fisher_mean(fishers, scratch)
-    (formula,) = set(formulas)
+    formula = formulas[0]  # there is but one
     if isinstance(formula, Updates):
         return _updates(formula, scratch)
     assert isinstance(formula, Differences)

@@ -40,11 +40,12 @@ def ema_method(
     before = recorded_updates(read_manifest(checkpoints[0].side_folder))
     each = decays(constant, len(checkpoints) - 1, warmup=warmup, updates=before)
 
+    formula = Updates(each) if len(each) > 1 else mean_of((each[0], 1.0 - each[0]))
+
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)
         kernel = first_operands(partial(ema_update, decays=each), len(inputs))
         # Always float32: its residuals are exact, so that updates at once equal updates in turn.
-        formula = Updates(each) if len(each) > 1 else mean_of((each[0], 1.0 - each[0]))
         return Ingredients(kernel, more, places, frozenset({"F32", "BF16", "F16"}), None, formula)
 
     return Method(

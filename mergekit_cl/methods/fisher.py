@@ -68,6 +68,8 @@ def fisher_method(
     ]
     notes += _missing(merged, full, set(per_tensor), on_missing)
 
+    mean = mean_of(resolved)
+
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), full)
         with_base = () if base is None else (base_operand(name, inputs, base),)
@@ -81,7 +83,7 @@ def fisher_method(
             kernel = _last_operand
         else:
             kernel = partial(_linear, count=len(inputs), weights=resolved)
-            formula = mean_of(resolved)
+            formula = mean
         place = None if base is None else len(inputs) + len(more)
         closeness = float32_for(len(inputs))
         return Ingredients(kernel, more + with_base, places, closeness, place, formula)

@@ -42,12 +42,16 @@ def linear_method(
         kernel = _inputs_and_last(partial(weighted_deltas, weights=resolved), count)
         closeness = float32_for(count + 1)
 
+    mean = mean_of(resolved) if normalize else None
+
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, count, sidecars)
         # The base goes last, behind the Fishers.
         with_base = more if base is None else (*more, base_operand(name, inputs, base))
         place = None if base is None else count + len(more)
-        formula = _formula(resolved, place, normalize=normalize)
+        formula: Formula | None = mean
+        if mean is None and place is not None:
+            formula = Differences(place, tuple(enumerate(resolved)))
         return Ingredients(kernel, with_base, places, closeness, place, formula)
 
     return Method(
@@ -58,13 +62,6 @@ def linear_method(
         sidecars,
         base,
     )
-
-
-def _formula(weights: Sequence[float], base: int | None, *, normalize: bool) -> Formula | None:
-    """What is computed, where compiled code knows it. base: the operand that is the base."""
-    if normalize:
-        return mean_of(weights)
-    return None if base is None else Differences(base, tuple(enumerate(weights)))
 
 
 def by_names_of_merge(
