@@ -40,7 +40,7 @@ with Peak() as peak:
     method = linear_method(models, weights=None, normalize=True, base=None, sidecars=[None, None])
     run_merge(method, OutputOptions(Path(sys.argv[3]), report=False), no_progress)
     seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "memory": peak.largest - peak.before}))
+print(json.dumps({"seconds": seconds, "memory": peak.largest - peak.before, "peak": peak.largest}))
 """
 LOAD_ALL = """
 import json, sys, time
@@ -54,7 +54,7 @@ with Peak() as peak:
     Path(sys.argv[3]).mkdir()
     save_file(merged, Path(sys.argv[3]) / "model.safetensors")
     seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "memory": peak.largest - peak.before}))
+print(json.dumps({"seconds": seconds, "memory": peak.largest - peak.before, "peak": peak.largest}))
 """
 
 
@@ -75,8 +75,9 @@ def measure(row: str, inputs: list[Path], out: Path, child: str = CHILD) -> list
     shutil.rmtree(out, ignore_errors=True)
     found = json.loads(printed.stdout)
     gigabytes = sum(file.stat().st_size for file in files) / 1e9
-    seconds, memory = found["seconds"], found["memory"]
-    return [row, f"{seconds:.1f}", f"{seconds / gigabytes:.2f}", f"{memory / 1e6:.0f}"]
+    seconds, memory = found["seconds"], (found["memory"], found["peak"])
+    megabytes = [f"{nbytes / 1e6:.0f}" for nbytes in memory]
+    return [row, f"{seconds:.1f}", f"{seconds / gigabytes:.2f}", *megabytes]
 
 
 def write_many(folder: Path, seed: int) -> None:
@@ -120,7 +121,7 @@ def main() -> None:
     rows = []
     for text in filter(None, given.gigabytes.split(",")):
         if (reason := lacks_room(work, int(1.5e9 * float(text)))) is not None:
-            rows.append([f"{text} GB of inputs", reason, "", ""])
+            rows.append([f"{text} GB of inputs", reason, "", "", ""])
             continue
         layers = max(1, round((float(text) * 1e9 / 2 - FIXED) / LAYER))
         inputs = [work / f"size-{name}" for name in "ab"]
@@ -147,9 +148,10 @@ def main() -> None:
             rows.append(measure("one tensor of 8 GiB", [huge, huge], work / "out"))
             shutil.rmtree(huge)
         else:
-            rows.append(["one tensor of 8 GiB", reason, "", ""])
+            rows.append(["one tensor of 8 GiB", reason, "", "", ""])
     print(f"{machine()}.\n")
-    print(table(["inputs", "seconds", "seconds per GB read", "memory added MB"], rows))
+    heads = ["inputs", "seconds", "seconds per GB read", "memory added MB", "peak MB"]
+    print(table(heads, rows))
 
 
 if __name__ == "__main__":
