@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ Argument = Array | np.floating[Any] | int
 SYMBOL = "kernel"
 
 
+@cache
 def can_compile() -> bool:
     """Whether there is a compiler on this Python.
 
