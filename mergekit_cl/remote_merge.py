@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergekit_cl.cache import cache_folder
 from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.digest import bytes_digest
 from mergekit_cl.errors import ClmergeError, Interrupted, OutputError
@@ -109,8 +110,7 @@ def _upload(output: RemoteOutput, made_at: Path, progress: Start) -> None:
 
 def _made_at(output: RemoteOutput) -> Path:
     """Where an output is made before it is uploaded: the same place for the same URL."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = cache / "clmerge" / "uploads" / bytes_digest(output.url.encode())[:16]
+    place = cache_folder() / "uploads" / bytes_digest(output.url.encode())[:16]
     return place / (output.name or "merged")
 
 

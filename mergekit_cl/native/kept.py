@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
+from mergekit_cl.cache import cache_folder
+
 
 def folder() -> Path:
     """Where it is kept. Raises RuntimeError where nobody knows the user's home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "clmerge" / "native"
+    return cache_folder() / "native"
 
 
 def read(name: str) -> bytes | None:
