@@ -12,9 +12,8 @@ from mergekit_cl.checkpoint.dtypes import itemsize, long_name, torch_dtype
 from mergekit_cl.compiled_block import (
     CompiledBlocks,
     are_summed_compiled,
+    compiled_formula,
     compiled_sums,
-    is_compiled,
-    whole,
 )
 from mergekit_cl.digest import PieceHash, whole_digest
 from mergekit_cl.divergence import sums as divergence
@@ -23,6 +22,7 @@ from mergekit_cl.divergence.sums import Sums, block_sums
 from mergekit_cl.errors import MismatchError, NonFiniteError
 from mergekit_cl.finite import count_nonfinite, count_nonfinite_bits, nonfinite_input
 from mergekit_cl.merge import kernel as merge
+from mergekit_cl.merge.compiled import whole
 from mergekit_cl.neighbours import Neighbours
 from mergekit_cl.plan import Operand, Step
 from mergekit_cl.results import SpanResult, TensorResult, join
@@ -158,8 +158,8 @@ class BlockWorker:
                 out, wide, found = done
                 rounded = as_tensor(out, step.dtype)
                 return out, self._residual(rounded, wide) if keeps_residual else None, found
-        formula = step.formula
-        if self.compiled and formula is not None and is_compiled(step, report=self.report):
+        formula = compiled_formula(step, report=self.report) if self.compiled else None
+        if formula is not None:
             made = self._fast.merge(step, [formula], stored, whole(stored[0]))
             if made is not None:
                 out, exact, sums = made

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergekit_cl.checkpoint.arrays import Arrays, as_array, as_tensor
+from mergekit_cl.divergence.compiled import block_sums
 from mergekit_cl.divergence.sums import Sums
+from mergekit_cl.merge.compiled import BlockKernel, block_kernel, look, whole
+from mergekit_cl.merge.compiled_wide import round_into, widen_into
 from mergekit_cl.merge.formula import COMPILED_DTYPES
 
 if TYPE_CHECKING:
     import torch
 
     from mergekit_cl.checkpoint.arrays import Array
-    from mergekit_cl.merge.compiled import BlockKernel
     from mergekit_cl.merge.formula import Formula
     from mergekit_cl.merge.kernel import Kernel
     from mergekit_cl.plan import Step
@@ -35,16 +37,14 @@ class CompiledBlocks:
         None where something is not finite. step: one of their dtypes and operands. exact is in the
         type of the step's arithmetic.
         """
-        from mergekit_cl.merge.compiled import block_kernel
-
         if self._kernel is None or self._kernel[0] != formulas:
             self._kernel = formulas, block_kernel(formulas, self._arrays.like)
-        whole = self._with_residuals(step, stored)
-        if whole is None or not self._are_finite(formulas[0], step, stored):
+        operands = self._with_residuals(step, stored)
+        if operands is None or not self._are_finite(formulas[0], step, stored):
             return None
         out = self._arrays("out", step.dtype, len(stored[0]))
         exact = self._arrays("exact", step.compute, len(stored[0]))
-        done = self._kernel[1](whole, bounds, out, exact)
+        done = self._kernel[1](operands, bounds, out, exact)
         if not done.finite:
             return None
         if not self._report:
@@ -55,8 +55,6 @@ class CompiledBlocks:
         self, step: Step, kernel: Kernel, stored: Sequence[Array]
     ) -> tuple[Array, torch.Tensor, list[Sums]] | None:
         """By a kernel in float64: (rounded, exact, sums); None where something is not finite."""
-        from mergekit_cl.merge.compiled_wide import round_into, widen_into
-
         count = len(stored[0])
         places = dict(enumerate(step.residuals))
         wide = []
@@ -77,8 +75,6 @@ class CompiledBlocks:
 
     def _with_residuals(self, step: Step, stored: Sequence[Array]) -> list[Array] | None:
         """The operands with what rounding took from them given back; None if not finite."""
-        from mergekit_cl.merge.compiled_wide import widen_into
-
         operands = list(stored)
         for k, place in enumerate(step.residuals):
             if place is not None:
@@ -90,16 +86,14 @@ class CompiledBlocks:
 
     def _are_finite(self, formula: Formula, step: Step, stored: Sequence[Array]) -> bool:
         """Whether operands are finite at which neither the formula nor `_with_residuals` looks."""
-        from mergekit_cl.merge.compiled import look
-
         seen = formula.operands.union(k for k in step.residuals if k is not None)
         rest = (array for k, array in enumerate(stored) if k not in seen)
         return not any(look(array, len(array)) for array in rest)
 
 
-def is_compiled(step: Step, *, report: bool) -> bool:
-    """Whether compiled code makes a step and, for a report, sums up all that one says of it."""
-    return step.formula is not None and not (report and step.base is not None)
+def compiled_formula(step: Step, *, report: bool) -> Formula | None:
+    """What compiled code makes a step by and, for a report, sums up all that one says of it."""
+    return None if report and step.base is not None else step.formula
 
 
 def are_summed_compiled(step: Step) -> bool:
@@ -116,15 +110,6 @@ def compiled_sums(
     fallback: list[int] | None,
 ) -> list[list[Sums]]:
     """Sums [tensor][parent] of a finite block; arguments as of divergence/compiled.py."""
-    from mergekit_cl.divergence.compiled import block_sums
-
     parents = [stored[k] for k in step.parents]
     fishers = [None if k is None else stored[k] for k in step.fishers]
     return block_sums(out, exact, parents, fishers, bounds, fallback)
-
-
-def whole(array: Array) -> Array:
-    """The bounds of a block of one tensor."""
-    import numpy as np
-
-    return np.asarray([0, len(array)], np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergekit_cl.compiled_block import are_summed_compiled, is_compiled
+from mergekit_cl.compiled_block import are_summed_compiled, compiled_formula
 from mergekit_cl.plan import Plan, Step
 
 
@@ -16,6 +16,6 @@ def needs_torch(plan: Plan, *, compiled: bool, report: bool) -> bool:
         if step.kernel is None:
             summed = not report or not step.parents or (compiled and are_summed_compiled(step))
             return summed and step.dtype == step.operands[0].info.dtype
-        return compiled and is_compiled(step, report=report)
+        return compiled and compiled_formula(step, report=report) is not None
 
     return not all(map(is_fast, plan.steps.values()))

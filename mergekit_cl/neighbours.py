@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from mergekit_cl.merge.formula import differ_by_tensor
+from mergekit_cl.merge.formula import FisherMean
 
 if TYPE_CHECKING:
     from mergekit_cl.checkpoint.arrays import Array
@@ -65,5 +65,6 @@ def _kind(step: Step) -> Hashable:
     formula = step.formula
     if formula is None or step.merged_numel is not None or step.base is not None:
         return None
-    same = type(formula) if differ_by_tensor([formula]) else formula
+    # Fishers come with numbers for every tensor; others are the same formula for all.
+    same = type(formula) if isinstance(formula, FisherMean) else formula
     return same, step.dtype, step.compute, step.sources, step.parents, step.fishers, step.residuals

@@ -236,7 +236,7 @@ def plan_merge(
                 places,
                 base=made.base,
                 compute=compute,
-                formula=made.formula if _is_compilable(dtypes, out) else None,
+                formula=made.formula if dtypes | {out} <= COMPILED_DTYPES else None,
             )
             steps[name] = _with_twins(step, ties, resized)
         if vocab == "base" and inputs[0].info.shape != first.shape:
@@ -341,11 +341,6 @@ def _compute_dtype(operands: set[str], out: str, float32_for: frozenset[str]) ->
     if "F64" in operands:
         return "F64"
     return "F32" if out == "F64" or out in float32_for else "F64"
-
-
-def _is_compilable(operands: set[str], out: str) -> bool:
-    """Whether compiled kernels know every dtype; operands: theirs."""
-    return out in COMPILED_DTYPES and operands <= COMPILED_DTYPES
 
 
 def float32_for(operands: int) -> frozenset[str]:

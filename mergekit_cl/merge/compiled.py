@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergekit_cl.merge.fisher import Scale
 from mergekit_cl.merge.formula import Differences, FisherMean, Formula, Updates
 from mergekit_cl.native.kernel import Array, Kernel
 
@@ -21,7 +20,6 @@ begin_differences = Kernel("mean", "begin_differences")
 add_difference = Kernel("mean", "add_difference")
 end_differences = Kernel("mean", "end_differences")
 look = Kernel("mean", "look")
-begin_fishers = Kernel("fold", "begin_fishers")
 add_fisher = Kernel("fold", "add_fisher")
 begin_mean = Kernel("fold", "begin_mean")
 fold = Kernel("fold", "fold")
@@ -73,8 +71,6 @@ def _differences(formula: Differences, scratch: Scratch) -> BlockKernel:
 def _updates(formula: Updates, scratch: Scratch) -> BlockKernel:
     def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
         bad = 0
-        # Two buffers in turn, so that the last result lies in `exact`.
-        into = [exact, scratch("state", exact)]
         state = stored[0]
         for left, (online, decay) in enumerate(
             zip(stored[1:], formula.decays, strict=False), 1 - len(formula.decays)
@@ -83,8 +79,10 @@ def _updates(formula: Updates, scratch: Scratch) -> BlockKernel:
             near, far, weight = state, online, 1.0 - decay
             if weight >= decay:
                 near, far, weight = online, state, decay
-            bad |= _subtract(near, [(far, weight)], out, into[left % 2], scratch)
-            state = into[left % 2]
+            # Two buffers in turn, so that the last result lies in `exact`.
+            into = scratch("state", exact) if left % 2 else exact
+            bad |= _subtract(near, [(far, weight)], out, into, scratch)
+            state = into
         return Compiled(not bad, None)
 
     return run
@@ -114,34 +112,36 @@ def _subtract(
 
 
 def _fisher_mean(formulas: Sequence[FisherMean], scratch: Scratch) -> BlockKernel:
-    inputs = len(formulas[0].scales)
-    decided = np.empty(len(formulas), np.int64)
-    tensors = len(formulas)
+    inputs, tensors = len(formulas[0].scales), len(formulas)
+    decided = np.empty(tensors, np.int64)
+    # (tensors, inputs, 3)
+    scales = np.asarray(
+        [[(s.weight, s.factor, s.floor) for s in formula.scales] for formula in formulas]
+    )
 
     def run(stored: Sequence[Array], bounds: Array, out: Array, exact: Array) -> Compiled:
-        real = exact.dtype.type
-        weights, fishers = stored[:inputs], stored[inputs : 2 * inputs]
-        numbers = [_numbers([one.scales[k] for one in formulas], real) for k in range(inputs)]
-        if inputs == 2 and real is np.float32 and out.dtype != np.int16:
-            both = np.hstack(numbers)
-            operands = (*weights, *fishers)
-            bad = fisher_of_pairs(*operands, both, out, exact, decided, bounds, tensors)
+        with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
+            numbers = scales.astype(exact.dtype)
+        operands = stored[: 2 * inputs]
+        if inputs == 2 and exact.dtype == np.float32 and out.dtype != np.int16:
+            bad = fisher_of_pairs(*operands, numbers, out, exact, decided, bounds, tensors)
             return Compiled(not bad, decided.tolist())
-        count = len(out)
         some, total = scratch("some", exact), scratch("total", exact)
-        bad = begin_fishers(fishers[0], some, count)
-        for fisher in fishers[1:]:
-            bad |= add_fisher(fisher, some, count)
-        for k, (x, fisher) in enumerate(zip(weights, fishers, strict=True)):
+        some.fill(0.0)
+        bad = 0
+        for fisher in operands[inputs:]:
+            bad |= add_fisher(fisher, some, len(out))
+        for k in range(inputs):
             step = fold if k else begin_mean
-            bad |= step(x, fisher, some, numbers[k], exact, total, bounds, tensors)
+            own = np.ascontiguousarray(numbers[:, k])
+            fisher = operands[inputs + k]
+            bad |= step(operands[k], fisher, some, own, exact, total, bounds, tensors)
         bad |= end_mean(some, exact, out, decided, bounds, tensors)
         return Compiled(not bad, decided.tolist())
 
     return run
 
 
-def _numbers(scales: Sequence[Scale], real: type[np.floating]) -> Array:
-    """(tensors, 3): weight, factor and floor of an input for each tensor."""
-    with np.errstate(over="ignore"):  # an infinite factor makes results that are not finite
-        return np.asarray([[s.weight, s.factor, s.floor] for s in scales]).astype(real)
+def whole(array: Array) -> Array:
+    """The bounds of a block of one tensor."""
+    return np.asarray([0, len(array)], np.int64)

@@ -58,8 +58,3 @@ def mean_of(weights: Sequence[float]) -> Differences:
     """The mean of the first operands, one for each weight, as merge/linear.py anchors it."""
     anchor = max(range(len(weights)), key=lambda k: (weights[k], k))
     return Differences(anchor, tuple((k, w) for k, w in enumerate(weights) if k != anchor))
-
-
-def differ_by_tensor(formulas: Sequence[Formula]) -> bool:
-    """Whether tensors merged together may each have numbers of their own."""
-    return all(isinstance(formula, FisherMean) for formula in formulas)

@@ -10,7 +10,7 @@ from mergekit_cl.checkpoint import Checkpoint
 from mergekit_cl.errors import OptionError
 from mergekit_cl.manifest import read_manifest
 from mergekit_cl.merge.ema import decay_of_half_life, decays, ema_update
-from mergekit_cl.merge.formula import Updates, mean_of
+from mergekit_cl.merge.formula import Updates
 from mergekit_cl.methods.linear import by_names_of_merge, first_operands, report_operands
 from mergekit_cl.methods.method import Method
 from mergekit_cl.plan import Ingredients, Operand
@@ -40,7 +40,7 @@ def ema_method(
     before = recorded_updates(read_manifest(checkpoints[0].side_folder))
     each = decays(constant, len(checkpoints) - 1, warmup=warmup, updates=before)
 
-    formula = Updates(each) if len(each) > 1 else mean_of((each[0], 1.0 - each[0]))
+    formula = Updates(each)
 
     def recipe(name: str, inputs: Sequence[Operand]) -> Ingredients:
         more, places = report_operands(name, len(inputs), sidecars)

@@ -104,6 +104,12 @@ def _like(value, other):
     return lambda value, other: value
 
 
+@njit(inline="always")
+def weighed(fisher, undecided, weight, factor, floor):
+    """What an input weighs in a Fisher-weighted mean: its own weight where nobody measured."""
+    return weight if undecided else (fisher if fisher > floor else floor) * factor
+
+
 def rounded(value, like):
     """A float64 rounded to nearest even, as an element like `like`.
 

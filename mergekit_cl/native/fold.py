@@ -10,21 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergekit_cl.native.elements import like, nearest, not_finite, widen
-
-
-def begin_fishers(fisher, some, count):
-    """some = the first Fisher."""
-    bad = np.uint32(0)
-    for i in range(count):
-        value = widen(fisher[i])
-        some[i] = like(value, some[i])
-        bad = np.uint32(bad | not_finite(value))
-    return bad
+from mergekit_cl.native.elements import like, nearest, not_finite, weighed, widen
 
 
 def add_fisher(fisher, some, count):
-    """some += a further one: where the sum is 0 nobody measured an entry."""
+    """some += one input's Fisher: where the sum is 0 nobody measured an entry."""
     bad = np.uint32(0)
     for i in range(count):
         value = widen(fisher[i])
@@ -43,7 +33,7 @@ def begin_mean(x, fisher, some, numbers, mean, total, bounds, tensors):
             value = widen(x[i])
             f = like(widen(fisher[i]), mean[i])
             mean[i] = like(value, mean[i])
-            total[i] = weight if some[i] == 0 else (f if f > floor else floor) * factor
+            total[i] = weighed(f, some[i] == 0, weight, factor, floor)
             bad = np.uint32(bad | not_finite(value))
     return bad
 
@@ -57,7 +47,7 @@ def fold(x, fisher, some, numbers, mean, total, bounds, tensors):
         for i in range(bounds[tensor], bounds[tensor + 1]):
             value = widen(x[i])
             f = like(widen(fisher[i]), mean[i])
-            gain = weight if some[i] == 0 else (f if f > floor else floor) * factor
+            gain = weighed(f, some[i] == 0, weight, factor, floor)
             held = total[i]
             grown = held + gain
             divisor = grown if grown != 0 else like(np.float32(1.0), mean[i])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergekit_cl.native.elements import narrow, not_finite, widen
+from mergekit_cl.native.elements import narrow, not_finite, weighed, widen
 
 
 def mean_of_pair(near, far, weight, lost_zero, out, exact, count):
@@ -48,8 +48,8 @@ def fisher_of_pairs(a, b, fisher_a, fisher_b, numbers, out, exact, decided, boun
             fx = widen(fisher_a[i])
             fy = widen(fisher_b[i])
             undecided = fx + fy == zero
-            gx = weight_a if undecided else (fx if fx > floor_a else floor_a) * factor_a
-            gy = weight_b if undecided else (fy if fy > floor_b else floor_b) * factor_b
+            gx = weighed(fx, undecided, weight_a, factor_a, floor_a)
+            gy = weighed(fy, undecided, weight_b, factor_b, floor_b)
             grown = gx + gy
             divisor = grown if grown != zero else np.float32(1.0)
             tx = gx / divisor

@@ -11,7 +11,9 @@ import torch
 from mergekit_cl.block import BLOCK
 from mergekit_cl.checkpoint.arrays import as_array
 from mergekit_cl.checkpoint.dtypes import itemsize, torch_dtype
+from mergekit_cl.divergence.compiled import fisher_sum
 from mergekit_cl.divergence.forms import fisher_squares, quadratic_forms
+from mergekit_cl.merge.compiled import block_kernel, whole
 from mergekit_cl.merge.formula import Formula
 from mergekit_cl.merge.kernel import SCRATCH_BUFFERS
 from mergekit_cl.plan import Operand, Recipe, Step
@@ -96,18 +98,14 @@ def _compiled(
     """
     if step.formula is None or formula is None or any(_residuals(step)):
         return None
-    from mergekit_cl.divergence.compiled import fisher_sum
-    from mergekit_cl.merge.compiled import block_kernel
-
     compute = torch_dtype(step.compute)
 
     def squares(stored: Sequence[torch.Tensor], buffers: Buffers) -> Array | None:
         count = stored[0].numel()
         rounded = as_array(buffers("rounded", torch.float32, count))
         exact = as_array(buffers("exact", compute, count))
-        bounds = np.asarray([0, count], np.int64)
         kernel = block_kernel([formula], lambda name, _: as_array(buffers(name, compute, count)))
-        if not kernel([as_array(x) for x in stored], bounds, rounded, exact).finite:
+        if not kernel([as_array(x) for x in stored], whole(exact), rounded, exact).finite:
             return None
         pairs = zip(*_compared(step, stored), strict=True)
         return np.asarray(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import mergekit_cl.merge.compiled
+import mergekit_cl.sweep.evaluate
 import mergekit_cl.sweep.run
 from mergekit_cl.merge.compiled import BlockKernel, Scratch, block_kernel
 from mergekit_cl.merge.formula import Formula
@@ -36,7 +36,7 @@ def test_compiled_kernels_predict_what_the_formulas_do(
         compiled.extend(formulas)
         return block_kernel(formulas, scratch)
 
-    monkeypatch.setattr(mergekit_cl.merge.compiled, "block_kernel", counted)
+    monkeypatch.setattr(mergekit_cl.sweep.evaluate, "block_kernel", counted)
 
     def predicted(can_compile: bool) -> Any:
         monkeypatch.setattr(mergekit_cl.sweep.run, "can_compile", lambda: can_compile)
