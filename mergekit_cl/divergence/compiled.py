@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mergekit_cl.divergence.sums import Sums
+from mergekit_cl.merge.compiled import whole
 from mergekit_cl.native.kernel import Array, Kernel
 
 sums_of_pairs = Kernel("sums", "sums_of_pairs")
 fisher_sums = Kernel("sums", "fisher_sums")
-five_sums = Kernel("differences", "difference_sums")
-weighted_sum = Kernel("differences", "weighted_sum")
 
 COLUMNS = 8
 
@@ -29,7 +28,7 @@ def block_sums(
     bounds: Array,
     fallback: Sequence[int] | None,
 ) -> list[list[Sums]]:
-    """Sums [tensor][parent] of one finite block of one or more tensors.
+    """Sums [tensor][parent] of one block of one or more tensors.
 
     merged, parents, fishers: (n,) 16 or 32 bits, as stored. exact: (n,) of these or float64.
     bounds, fallback: as of merge/compiled.py.
@@ -71,7 +70,7 @@ def block_sums(
 def fisher_sum(merged: Array, parent: Array, fisher: Array) -> float:
     """sum F (m - p)^2 of a finite block of one tensor."""
     found = np.empty(1)
-    fisher_sums(merged, parent, fisher, found, np.asarray([0, len(merged)], np.int64), 1)
+    fisher_sums(merged, parent, fisher, found, whole(merged), 1)
     return float(found[0])
 
 
@@ -82,30 +81,10 @@ def difference_sums(
 
     merged, parents, fishers: as of `block_sums`. None where something is not finite.
     """
-    count = len(merged)
-    found = []
-    table, weighted = np.empty(5), np.zeros(1)
-    for parent, fisher in zip(parents, fishers, strict=True):
-        five_sums(merged, parent, table, count)
-        if fisher is not None:
-            weighted_sum(merged, parent, fisher, weighted, count)
-        # + 0.0: free order leaves the sign of a sum of nothing open, and -0.0 looks odd.
-        merged_, parent_, difference, largest, changed = (table + 0.0).tolist()
-        square = None if fisher is None else float(weighted[0]) + 0.0
-        if not math.isfinite(merged_ + parent_ + difference + (square or 0.0)):
+    (found,) = block_sums(merged, merged, parents, fishers, whole(merged), None)
+    for one in found:
+        squares = one.merged_square, one.parent_square, one.difference_square
+        if not math.isfinite(sum(squares) + (one.fisher_square or 0.0)):
             return None
-        found.append(
-            Sums(
-                count=count,
-                parent_square=parent_,
-                merged_square=merged_,
-                difference_square=difference,
-                largest=largest,
-                changed=int(changed),
-                update_square=None,
-                update_survived=None,
-                rounding_square=None,
-                fisher_square=square,
-            )
-        )
+        one.update_square = one.update_survived = one.rounding_square = None
     return found

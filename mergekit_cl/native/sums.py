@@ -1,7 +1,7 @@
 """The sums of divergence/sums.py in one pass over a block.
 
 Sums of float64 products whose order may change: equal to the reference to 1e-9, not to the bit.
-Values are known to be finite.
+A sum of something that is not finite is not either.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from mergekit_cl.native.elements import bits_of_double, differ, double_of_bits, widen
 
-FASTMATH = frozenset({"reassoc", "contract", "nsz", "nnan", "ninf"})
+FASTMATH = frozenset({"reassoc", "contract", "nsz"})
 """Sums may be split over vector lanes and products contracted."""
 
 
