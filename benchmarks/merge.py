@@ -37,8 +37,13 @@ BESIDE = {"fisher": "fisher.safetensors", "ema": "carry.safetensors"}
 THREADS = min(len(os.sched_getaffinity(0)), 8)
 
 
+def kind_of(row: str) -> str:
+    """What a row merges, or the floor of that."""
+    return row.split()[0].partition("+")[0]
+
+
 def inputs(work: Path, row: str) -> list[Path]:
-    kind = row.split()[0].partition("+")[0]
+    kind = kind_of(row)
     models = [work / name for name in MODELS.get(kind, ("a", "b"))]
     files = [f for model in models for f in sorted(model.glob("*.safetensors"))]
     beside = [model / "clmerge" / BESIDE[kind] for model in models if kind in BESIDE]
@@ -95,7 +100,7 @@ def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
     from mergekit_cl.report.progress import no_progress
     from mergekit_cl.sidecar import sidecar_of
 
-    kind, _, report = row.partition("+")
+    kind, report = kind_of(row), row.endswith("+report")
 
     def run() -> None:
         models = [open_checkpoint(work / name) for name in MODELS.get(kind, ("a", "b"))]
@@ -115,7 +120,7 @@ def row_work(row: str, work: Path, out: Path) -> Callable[[], None]:
                 allow_mixed=False,
                 selection=Selection(),
             )
-        run_merge(method, OutputOptions(out, report=bool(report)), no_progress)
+        run_merge(method, OutputOptions(out, report=report), no_progress)
 
     return run
 
@@ -215,7 +220,7 @@ def main() -> None:
                 found[row][state].append(measure(row, given.work, state == "cold"))
     lines = []
     for row in rows:
-        kind = row.split()[0].partition("+")[0]
+        kind = kind_of(row)
         base = f"{kind if f'{kind} floor' in rows else 'linear'} floor"
         cells = [row]
         for state in ("cold", "warm"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergekit_cl.checkpoint.arrays import as_array
-from mergekit_cl.native.kernel import Kernel, can_compile
+from mergekit_cl.native.kernel import Array, Kernel, can_compile
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -52,5 +52,5 @@ def settle(columns: Columns, factor: float, correction: float, eps: float) -> No
             _settle(*arrays, np.float32(factor), len(arrays[0]))
 
 
-def _flat(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
+def _flat(tensor: Tensor) -> Array:
     return as_array(tensor.view(-1))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 add_product = Kernel("product", "add_product")
 
 TILE = 512
-"""Columns at a time, as of native/product.py."""
+"""Columns at a time: their sums, and some rows of the right factor, fit a core's first cache."""
 
 
 def add_panel(block: torch.Tensor, start: int, panel: Panel) -> None:
@@ -27,4 +27,4 @@ def add_panel(block: torch.Tensor, start: int, panel: Panel) -> None:
         rows = left[slice(*piece.rows)]
         part = flat[slice(*piece.within)]
         sizes = len(rows), rank, width, *piece.columns
-        add_product(part, rows, right, scratch[0], scratch[1], *sizes)
+        add_product(part, rows, right, scratch[0], scratch[1], *sizes, TILE)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-TILE = 512
-"""Columns at a time: their sums, and some rows of the right factor, fit a core's first cache."""
 
-
-def add_product(block, left, right, upper, lower, rows, rank, columns, first, end):
+def add_product(block, left, right, upper, lower, rows, rank, columns, first, end, most):
     """block, (rows, end - first) flat, += left @ right[:, first:end].
 
-    left: (rows, rank). right: (rank, columns). upper, lower: scratch of `TILE`. All float64. Each
-    sum goes through the rank from 0 on, every product and every sum rounded on its own, and is then
-    added to the block. Two rows at a time, which read a right factor once.
+    left: (rows, rank). right: (rank, columns). upper, lower: scratch of `most`, the columns made at
+    a time. All float64. Each sum goes through the rank from 0 on, every product and every sum
+    rounded on its own, and is then added to the block. Two rows at a time, which read a right
+    factor once.
     """
     whole = rank - rank % 4
     stride = end - first
-    for tile in range(first, end, TILE):
-        width = min(TILE, end - tile)
+    for tile in range(first, end, most):
+        width = min(most, end - tile)
         for row in range(0, rows, 2):
             a, b = row * rank, min(row + 1, rows - 1) * rank
             for j in range(width):
